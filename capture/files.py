@@ -290,9 +290,9 @@ def _clean_abandoned(directory: Path) -> None:
 
 
 def _is_removable(path: Path) -> bool:
-    """Returns whether the process that filled the staging directory `path` can no longer be running.
+    """Returns whether the staging directory `path` may be removed, because its process has surely or probably ended.
 
-    The process ran on another machine, or on this machine before its last start. Returns True if the directory is on
+    The process ran on another machine, or on this machine before the last reboot. Returns True if the directory is on
     a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
     """
     try:

@@ -283,7 +283,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _gathered(data: bytes, world: int) -> list[bytes]:
-    """Returns the `data` of each of the `world` ranks. torch's all_gather_object would copy the data twice more."""
+    """Returns the `data` of each of the `world` ranks. torch's all_gather_object would make two more copies of it."""
     import torch
     import torch.distributed as dist
 

@@ -34,8 +34,8 @@ def compiled(module: nn.Module) -> bool:
 
 
 def _attribute(kind: type[nn.Module]) -> str | None:
-    """Returns the name of the attribute with the module inside a wrapper of the class `kind`; None for other
-    classes."""
+    """Returns the name of the attribute in which a wrapper of the class `kind` holds the module inside it; None if
+    `kind` is not the class of a wrapper."""
     for (module_name, name), attribute in _ATTRIBUTES.items():
         wrapper = getattr(sys.modules.get(module_name), name, None)  # None if never imported
         if wrapper is not None and issubclass(kind, wrapper) and kind.forward is wrapper.forward:

@@ -115,9 +115,11 @@ def mapped_denoiser(
     If `family` has a loader of its own, that loader loads the denoiser instead. With `trust_remote_code`, code in the
     directory may run.
 
-    Weights stored in the dtype of the first weight keep it. All others are read into memory and cast: to `dtype`, or to
-    the dtype of the first weight if `dtype` is None. Raises UsageError for a missing directory or a component without a
-    folder, FileError for damaged files, custom code or pickle weights, MisfitError for missing or misshapen weights.
+    Weights stored in the dtype of the first weight keep it. Weights in another dtype are read into memory and cast to
+    `dtype`, or to the dtype of the first weight if `dtype` is None.
+
+    Raises UsageError for a missing directory or a component without a folder, FileError for damaged files, custom code
+    or pickle weights, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]

@@ -34,7 +34,7 @@ def open_picture(path: Path) -> Image.Image:
     """Opens a picture, or the first frame of an animation, as an upright RGB picture.
 
     Raises UsageError for a missing file, FileError for a file that is not a picture, is damaged, or has 32-bit values,
-    whose white is unknown.
+    because such a file does not say which value is white.
     """
     return open_frames(path, 1)[0]
 
@@ -43,7 +43,7 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
     """Opens all frames of an animation, or the first `most`, as upright RGB pictures; a still picture has one frame.
 
     Raises UsageError for a missing file or a directory, FileError for a file that is not a picture, is damaged, or has
-    32-bit values, whose white is unknown.
+    32-bit values, because such a file does not say which value is white.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such picture. Correct the path.")

@@ -58,8 +58,8 @@ def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> di
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Returns `arguments`, where a `Rows` object, which maps each prompt to its row, replaces each embedding tensor
-    that has one row for each of `prompts`.
+    """Returns `arguments`, with a `Rows` object for each embedding tensor that has one row for each of `prompts`.
+    The object, which maps each prompt to its row, replaces the tensor.
 
     For a single prompt nothing changes: it takes all rows, as a batch. Raises UsageError for embeddings that have
     neither one row nor one for each prompt.

@@ -27,7 +27,8 @@ class Weights(NamedTuple):
 
 
 def weights_of(folder: Path) -> Weights:
-    """Returns the weights to load from `folder`: the weights without a variant, or else the only variant.
+    """Returns the weights to load from `folder`: those without a variant (such as fp16) in their names, or else
+    those of the only variant.
 
     The result is empty for a folder without safetensors weights, such as a tokenizer's. Raises UsageError for a folder
     with several variants and no weights without one, FileError for an index that names missing files.

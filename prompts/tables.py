@@ -162,7 +162,10 @@ def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes
 
 
 def _kind(name: str) -> int:
-    """Returns 2 for a column named prompt or prompts, 1 for a name that may mean prompts, such as caption, else 0."""
+    """Returns 2 for a column named prompt or prompts, 1 for a name that may mean prompts, such as caption, else 0.
+
+    A column with 1 is read only if none has 2; a column with 0 is never read.
+    """
     word = name.strip().casefold().replace(" ", "_").replace("-", "_")
     return 2 if word in NAMES else int(word in OTHER_NAMES)
 

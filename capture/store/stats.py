@@ -21,8 +21,10 @@ NO_STATS = Stats(None, None, 0, 0)
 
 
 def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
-    """Combines `parts`, the Stats of separately stored rows of a tensor to the Stats of the tensor; None if no row has
-    Stats."""
+    """Combines `parts`, the Stats of the separately stored rows of a tensor, into the Stats of the whole tensor.
+
+    Returns None if no row has Stats.
+    """
     stats = [part for part in parts if part is not None]
     if not stats:
         return None

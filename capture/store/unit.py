@@ -146,8 +146,8 @@ class UnitWriter:
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
         """Undoes the call that is being added. The arguments are the unit's counts before that call.
 
-        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; those that the call added are
-        dropped. `raw_bytes` and `stored_bytes`, the two totals of bytes, are restored.
+        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; tensors and contents that
+        the call added are dropped. `raw_bytes` and `stored_bytes`, the two totals of bytes, are restored.
         """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]
@@ -160,7 +160,7 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
-        """Writes the tensors still in memory to data files; with `keep_last`, all but those of the last file.
+        """Writes the tensors still in memory to data files; with `keep_last`, those for the last file stay in memory.
 
         Raises StorageError if the disk is full.
         """

@@ -38,7 +38,7 @@ class CaptureWriter:
             unit.add(call)
         writer.complete()
 
-    `stored` maps the index of each unit that this process knows to be stored to its key (see unit_key).
+    `stored` maps unit indices to keys (see unit_key), for the units that this process knows to be stored.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, directory_lock: Lock | None) -> None:

@@ -58,9 +58,12 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """Returns which latent frames step `index` of `scheduler` denoises, (n, T) bool; for a negative index the frames
-    that start as noise. `frame_mask` (n, T) is 1 for these, 0 for frames to keep, and a value between for frames to
-    redraw."""
+    """Returns which latent frames step `index` of `scheduler` denoises, (n, T) bool. Index -1 gives the frames that
+    are noise before the first step.
+
+    `frame_mask` (n, T) is 1 for frames that start as noise, 0 for frames to keep, and a value between for frames to
+    redraw.
+    """
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]

@@ -22,9 +22,10 @@ class VideoShape(NamedTuple):
 
 
 def time_ratio(shape: VideoShape) -> Tensor:
-    """Returns the ratio (n,) by which each of n videos of this shape needs more noise than a 512 x 512 image.
+    """Returns the factor (n,) by which the timestep transform shifts the times of each of n videos towards noise.
 
-    It is computed in the dtype of `shape`. From 2 to 16 frames it is 0, as in Open-Sora.
+    It is 1 for a 512 x 512 image, and larger for more pixels or frames. As in Open-Sora, the formula gives 0 for 2 to
+    16 frames, which the transform cannot use. The factor is computed in the dtype of `shape`.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
