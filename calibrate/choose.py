@@ -129,8 +129,8 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """Searches smoothing factors and rotations by `surveys`, a dict from layer name to the survey of the layer's input.
-    Returns a dict from layer name to the transform of the layer's input. The dict has only the layers whose output
+    """Searches for smoothing factors and rotations with `surveys`, a dict from layer name to the survey of the layer's
+    input. Returns a dict from layer name to the transform of the layer's input, with only the layers whose output
     error the transform lowers. `work` holds the progress display and the ranks that take part."""
     if not settings.transforming:
         return {}
@@ -171,8 +171,8 @@ def _observations(
     bins: Bins,
 ) -> Observations:
     """Returns the ranges of the layers' inputs after their transforms: from `survey` for layers whose range it holds,
-    for the others from another replay, with an observer for each timestep bin in `bins`. `work` holds the progress
-    display and the ranks that take part."""
+    for the other layers from another replay, with an observer for each timestep bin in `bins`. `work` holds the
+    progress display and the ranks that take part."""
     surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:

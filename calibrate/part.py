@@ -32,7 +32,7 @@ class Part:
     |-----------|------------------------------------------------------------------------------------------------------|
     | plan      | the plan, in which layers that could not become integers stay float                                  |
     | selection | the choices and the observations that they were made from                                            |
-    | choices   | dict from layer name to choice; with a budget, the choices that keep it                              |
+    | choices   | dict from layer name to choice; with a budget, those within its limits                               |
     | layers    | dict from layer name to integer layer; empty if the layers are not to be kept in memory              |
     | makers    | dict from layer name to a function that returns the integer layer, made anew if not in `layers`      |
     | positions | positions of the measured calls among all calls                                                      |

@@ -71,7 +71,8 @@ class Settings:
 
     def measured(self, count: int) -> int:
         """Returns on how many of `count` calls the SQNR is measured: on all of them if `fallback` picks the layers that
-        stay float by their output error, otherwise on `sqnr_calls`, or MEASURED if that is None."""
+        stay float by their output error, otherwise on `sqnr_calls`, or MEASURED if that is None. These
+        two may be more than `count`; then all calls are measured."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls

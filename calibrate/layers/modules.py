@@ -118,7 +118,8 @@ class IntegerLayer(nn.Module):
 
     @property
     def input(self) -> Input:
-        """The object that turns the layer's input into codes, with its scales, zero points and bin bounds."""
+        """The object that turns the layer's input into codes, with its scales, its zero points, and the noise levels
+        between timestep bins."""
         return self.input_type.of(self._buffers, self.input_scheme)
 
     @property

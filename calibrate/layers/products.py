@@ -22,7 +22,7 @@ _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
     """Returns the codes of `x` in float32 and their scale, max |x| over `axes` divided by the largest code of `scheme`;
-    the scale keeps these axes with length 1.
+    the scale keeps these axes with length 1. The default of `scheme`, the rule of weights, has the codes -127 to 127.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """

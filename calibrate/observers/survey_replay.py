@@ -36,7 +36,7 @@ class SurveyResult(NamedTuple):
     | field           | meaning                                                                                  |
     |-----------------|------------------------------------------------------------------------------------------|
     | state           | the surveys of all calls, merged over all ranks                                          |
-    | calls           | the number of calls that all ranks together replayed                                     |
+    | calls           | the number of calls that all ranks together replayed, the same number as in `last`       |
     | last            | the numbers of calls and of prompts of the whole replay                                  |
     | snapshots       | for each snapshot, the surveys of this process alone                                     |
     | ranges          | the convolutions' input ranges, from minimum to maximum; empty without `options`         |

@@ -18,7 +18,7 @@ _FOLD = 4  # every fourth prompt is held out
 
 def held_out(number: int) -> bool:
     """Returns whether the prompt with this number, counted from 0, is held out to judge choices that were made from the
-    others. Every fourth prompt is. Where calls do not name their prompt, `number` is the number of the call."""
+    other prompts. Every fourth prompt is. Where calls do not name their prompt, `number` is the number of the call."""
     return number % _FOLD == _FOLD - 1
 
 
@@ -28,7 +28,7 @@ class CurrentCall:
     | attribute | meaning                                                                                           |
     |-----------|---------------------------------------------------------------------------------------------------|
     | position  | the position of the current call                                                                  |
-    | held_out  | whether the current call is held out, to judge choices that were made from the others             |
+    | held_out  | whether the current call is held out, to judge choices that were made from the other calls        |
     | level     | the noise level of the current call; None where it has none                                       |
     | count     | the number of calls so far                                                                        |
     | units     | the prompt number of each call so far; None for a call that does not name its prompt              |

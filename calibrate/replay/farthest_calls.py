@@ -76,7 +76,7 @@ def statistics_of(x: Tensor) -> Tensor:
 
 def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
     """Returns the positions of the `wanted` calls whose arguments differ most, in ascending order; all positions if
-    there are not more calls.
+    there are no more than `wanted` calls.
 
     Only one call is in memory at a time. Held-out calls get a share of the positions in proportion to their number. If
     more than one call is wanted and there are held-out and other calls, at least one of each kind is picked.

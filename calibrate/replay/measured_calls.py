@@ -21,8 +21,8 @@ _GOLDEN = 0.6180339887498949  # golden ratio: its multiples are not periodic, so
 
 
 def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
-    """Returns the positions of the `wanted` calls to measure, in ascending order; all positions if there are not more
-    calls. `current` has the noise levels and prompts of all calls, as it is at the end of a replay."""
+    """Returns the positions of the `wanted` calls to measure, in ascending order; all positions if there are no more
+    than `wanted` calls. `current` has the noise levels and prompts of all calls, as it is at the end of a replay."""
     count = current.count
     if wanted >= count:
         return list(range(count))

@@ -31,7 +31,8 @@ class Method:
 
     @property
     def plain(self) -> bool:
-        """True if weights are rounded to the nearest and biases are not corrected, so that no sums are needed."""
+        """True if weights are rounded to the nearest and biases are not corrected. Then no sums over calls (`Sums`)
+        are needed."""
         return not self.weights and not self.correct
 
     def limits(self, name: str) -> dict[str, int]:

@@ -113,8 +113,8 @@ def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Ten
 
 
 def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
-    """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or is
-    not an integer layer (None)."""
+    """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or if
+    a member is None, which stands for a layer that stays float."""
     multipliers = [None if member is None else member.mul_scale for member in members]
     existing = [multiplier for multiplier in multipliers if multiplier is not None]
     equal = len(existing) == len(multipliers) > 0 and all(

@@ -1,4 +1,4 @@
-"""Searches a transform for the input of each layer: smoothing factors, a rotation, or both.
+"""Searches for a transform of the input of each layer: smoothing factors, a rotation, or both.
 
 With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied, before
 both are rounded.
@@ -69,7 +69,7 @@ def smooth(
     work: Work,
     tried: Tried = Tried(),  # noqa: B008 - a constant
 ) -> dict[str, Smoothing]:
-    """Searches the best of the transforms `tried`, and returns a dict from layer name to transform, for the layers
+    """Searches for the best of the transforms `tried`, and returns a dict from layer name to transform, for the layers
     whose output error it lowers by at least 10 %.
 
     `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
@@ -221,7 +221,8 @@ def _best_smoothing(
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
     """Returns the first of the transforms `others` whose error is within 7 % of the least, and its error, if the least
-    is at least 10 % below the `former_error` of the transform `former`; otherwise returns these two."""
+    is at least 10 % below the `former_error` of the transform `former`; otherwise returns `former` and
+    `former_error`."""
     errors = [error(other) for other in others]
     if not errors or not min(errors) < _MAX_ERROR_RATIO * former_error:
         return former, former_error

@@ -94,6 +94,6 @@ def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
 
 
 def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns the seconds of each candidate for a kernel, with None in place of infinite seconds: the candidate cannot
-    run here."""
+    """Returns `seconds`, a dict from a way to compute an operation to its measured time, with None in place of
+    infinity, which means that this way cannot run here."""
     return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}
