@@ -233,8 +233,9 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 class Rules(NamedTuple):
     """Decides which layers `make_plan` keeps float, by patterns of layer names: `keep_float` and `quantize` are the
-    user's patterns of layers to keep float or to quantize. `defaults` are the patterns of the model's family, with
-    reasons; None: the general rule applies, and the patterns of `more`, with reasons."""
+    user's patterns of layers to keep float or to quantize. `defaults` are the patterns of the model's family, each
+    with its reason. If it is None, the general rule and the patterns of `more`, each with its reason, decide
+    instead."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]

@@ -78,9 +78,8 @@ def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Returns, for each row of `x` (rows, channels), the sum of its values and the sum of their squares. A row longer
-    than _ROW is cut into pieces of at most _ROW values, and each piece gets its own two sums. One RowSums holds the
-    sums of many rows or pieces."""
+    """Cuts the rows of `x` (rows, channels) into pieces of at most _ROW values. Returns the sum and the sum of squares
+    of each piece, in one or several RowSums, in no particular order."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 

@@ -156,9 +156,9 @@ def attended(
     enable_gqa: bool = False,
     word: str = "auto",
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate that `attention_for` chooses; by torch if
-    the call has few scores or the other candidates do not support it. The arguments are those of
-    F.scaled_dot_product_attention, and `word`, a key of ATTENTION."""
+    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate, a key of CANDIDATES, that was measured
+    to be fastest among those that `word`, a key of ATTENTION, allows; by torch if the call has few scores or the other
+    candidates do not support it. The other arguments are those of F.scaled_dot_product_attention."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
         for allowed in (word, "float"):  # a candidate in floating point serves where integers cannot

@@ -31,7 +31,7 @@ def unsupported(tensor: torch.Tensor) -> str | None:
 
 
 def settle(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """Returns `tensor` detached, contiguous and in CPU memory, and whether that memory is not the tensor's own."""
+    """Returns `tensor` detached, contiguous and in CPU memory, and whether it had to be copied for that."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     settled = plain.cpu().contiguous()
     return settled, settled.data_ptr() != tensor.data_ptr()
