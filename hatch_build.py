@@ -41,9 +41,9 @@ class Kernels(BuildHookInterface):
         `build_data`. hatchling calls this method; `version` is the kind of wheel."""
         if not (sys.platform == "linux" and platform.machine() == "x86_64"):
             return
-        library = Path(self.root, LIBRARY)
+        library, sources = Path(self.root, LIBRARY), Path(self.root, SOURCES)
         try:
-            missing = compile_to(Path(self.root, SOURCES), library)
+            missing = [] if _is_compiled(sources, library) else compile_to(sources, library)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
             self.app.display_warning(f"{SOURCES}: not compiled, so models run more slowly on this CPU. {reason}")
@@ -53,6 +53,13 @@ class Kernels(BuildHookInterface):
         build_data["artifacts"].append(LIBRARY)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+
+
+def _is_compiled(sources: Path, library: Path) -> bool:
+    """Returns whether `library` was compiled from `sources`, after this file was last changed."""
+    if not library.exists() or library.stat().st_mtime < Path(__file__).stat().st_mtime:
+        return False
+    return digest(sources).encode() in library.read_bytes()
 
 
 def compile_to(sources: Path, library: Path) -> list[str]:

@@ -28,6 +28,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.formats.inspect": BOTH,
     "octavo.calibrate.formats.target": BOTH,
     "octavo.calibrate.formats.torchao.write": (CALIBRATE,),
+    "octavo.calibrate.mixed_precision.sensitivity": (CALIBRATE,),
     "octavo.capture.pth.pth": (CAPTURE,),
     "octavo.capture.sealed": (CAPTURE,),
     "octavo.pipelines.denoisers": (CAPTURE, CALIBRATE, GENERATE, COMPARE),

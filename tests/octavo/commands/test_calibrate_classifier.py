@@ -81,7 +81,7 @@ def broken(images: Path, folder: Path) -> Path:
 
 REFUSED = [
     (("--images", "{tmp}/none"), "none: no such directory", 2),
-    (("--images", "{tmp}/file"), "file: not a directory", 3),
+    (("--images", "{tmp}/file"), "file: is not a directory", 3),
     (("--images", "{tmp}/empty"), "empty: holds no pictures", 3),
     (("--images", "{tmp}/broken"), "0003.png: not a picture that can be read", 3),
     ((), "needs --images or --input-shape, but neither was given", 2),
