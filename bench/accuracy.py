@@ -13,6 +13,7 @@ one after the other. `judged` is the share of pictures that show what the prompt
 import argparse
 import statistics
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -77,11 +78,12 @@ def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
     return calls
 
 
-def sqnr(model: nn.Module, layers: Any, calls: list[Any]) -> float:
-    """Computes the SQNR in dB of the model's output with these integer layers, over all calls."""
+def sqnr(model: nn.Module, layers: Any, calls: list[Any], changed: AbstractContextManager[Any] | None = None) -> float:
+    """Computes the SQNR in dB of the model's output with these integer layers, over all calls. `changed` is entered
+    while the quantized model runs, and not for the float outputs."""
     power = Power()
     exact = outputs(model, calls)
-    with quantized(model, layers):
+    with quantized(model, layers), changed or nullcontext():
         for one, other in zip(exact, outputs(model, calls), strict=True):
             power.add(one[0], other[0])
     return power.sqnr or float("inf")

@@ -9,14 +9,13 @@ attention, and with attention in integers.
 
 import argparse
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
-from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.runtime.operators import attend
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.pipelines.demo.judge import score
@@ -27,7 +26,7 @@ from octavo.prompts import read_prompts
 from tests.zoo.drawing import draw
 from tests.zoo.random_sd3 import put_outliers
 
-from .accuracy import recorded
+from .accuracy import recorded, sqnr
 
 WORDS = ("torch", "integers")  # kernels of attention, as `accelerate` names them
 
@@ -40,16 +39,6 @@ def attending(model: nn.Module, word: str) -> Iterator[None]:
         yield
     finally:
         attend(model, None)
-
-
-def sqnr(model: nn.Module, layers: Any, calls: list[Any], word: str) -> float:
-    """Computes the SQNR in dB of the model's output with these integer layers (None: float) and this attention."""
-    power = Power()
-    exact = outputs(model, calls)
-    with quantized(model, layers) if layers else nullcontext(), attending(model, word):
-        for one, other in zip(exact, outputs(model, calls), strict=True):
-            power.add(one[0], other[0])
-    return power.sqnr or float("inf")
 
 
 def main() -> None:
@@ -70,13 +59,13 @@ def main() -> None:
     calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts])) if options.recipes else []
     print("| layers | SQNR: torch | integers | pictures: torch | integers |\n|---|---|---|---|---|")
     for name in ("float", *options.recipes):
-        layers: Any = None
+        layers: Any = {}
         if name != "float":
             settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **RECIPES[name])
             layers = calibrate(model, lambda: calls, settings).layers
-        cells = [f"{sqnr(model, layers, held_out_calls, word):.2f} dB" for word in WORDS]
+        cells = [f"{sqnr(model, layers, held_out_calls, attending(model, word)):.2f} dB" for word in WORDS]
         for word in WORDS if scenes else ():
-            with quantized(model, layers) if layers else nullcontext(), attending(model, word):
+            with quantized(model, layers), attending(model, word):
                 cells.append(f"{score(draw(pipe, held_out[: options.pictures]), scenes)['all']:.1%}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -92,10 +92,10 @@ def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
     """Returns the codes of `x` (..., in) as uint8 (rows, in), by scale and zero point of the layer's input in the
     timestep bin with the index `index`, which is 0 for a layer with one range."""
-    rows, library = x.reshape(-1, x.shape[-1]), kernels.library()
+    rows, library = x.reshape(-1, x.shape[-1]), kernels.kernels_for(x)
     q = torch.empty(rows.shape, dtype=torch.uint8)
     scale, zero_point, transform = layer.quantization(index)
-    if transform is None and library is not None and x.dtype in kernels.TYPES:
+    if transform is None and library is not None:
         library.quantize(rows.contiguous(), q, scale, zero_point)
         return q
     for out, piece in _pieces(q, rows):
@@ -110,8 +110,8 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. They
     are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
     """
-    library = kernels.library()
-    if library is not None and x.dtype in kernels.TYPES:
+    library = kernels.kernels_for(x)
+    if library is not None:
         return library.quantize(x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
     q = divided(x, qparams.scale).add_(qparams.zero_point).add_(_WHOLE + SHIFT)
     out.copy_(q.clamp_(_WHOLE, _WHOLE + 255).view(torch.int32))

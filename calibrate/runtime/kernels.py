@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Attention(ctypes.Structure):
-    """The arguments of an attention kernel, with the memory layout of the struct in native/attention.c."""
+    """The arguments of an attention kernel, with the memory layout of the struct in native/attention.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _TENSORS),

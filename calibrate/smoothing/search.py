@@ -60,6 +60,9 @@ class Tried(NamedTuple):
     rotations: tuple[int, ...] = ()
 
 
+SMOOTHING = Tried()  # smoothing only
+
+
 def smooth(
     model: nn.Module,
     surveys: Mapping[str, Survey],
@@ -67,7 +70,7 @@ def smooth(
     kind: type[Input],
     scheme: Scheme,
     work: Work,
-    tried: Tried = Tried(),  # noqa: B008 - a constant
+    tried: Tried = SMOOTHING,
 ) -> dict[str, Smoothing]:
     """Searches for the best of the transforms `tried`, and returns a dict from layer name to transform, for the layers
     whose output error it lowers by at least 10 %.

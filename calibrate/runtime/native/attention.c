@@ -6,7 +6,7 @@ for each channel and BLOCK keys, weights integers of up to WEIGHT_LEVELS for the
 sums over BLOCK keys fit into int32. The softmax over pieces of keys is that of Milakov and Gimelshein, "Online
 normalizer calculation for softmax", 2018. */
 
-#include "products.h"
+#include "attention.h"
 
 enum {
     ROWS = 8 * HIGH, KEYS = 512, /* rows and keys of a piece of scores, which fits in the second-level cache */
@@ -15,16 +15,6 @@ enum {
 
 /* Magnitudes above which products could leave the range of float32, and below which numbers count as zero. */
 static const float HUGE_SCORE = 1e15f, HUGE_VALUE = 1e25f, TINY = 1e-30f;
-
-typedef struct {
-    const void *query, *key, *value;
-    const float *mask; /* added to the scores to base 2; NULL for no mask */
-    void *y;
-    int64_t at[5][3]; /* strides of batch, head and row of query, key, value, mask, y; rows are contiguous */
-    int64_t batch, heads, rows, keys, width, out;
-    float scale; /* makes scores to base 2 of the products; not negative */
-    int32_t type; /* of query, key, value and y */
-} Attention;
 
 /* A head whose keys and values are integers. */
 typedef struct {
@@ -65,9 +55,6 @@ static long lay_out_work(const Attention *a, char *memory, Work *work) {
     work->query = (int16_t *)at, at += 2 * ROWS * width_of(a);
     return up(at - memory, 64);
 }
-
-/* Returns the number of heads that are packed at a time. */
-INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
 /* Returns whether all magnitudes are at most `limit`. */
 INLINE int fits(ints magnitudes, float limit) {
@@ -200,10 +187,6 @@ INLINE float weigh(int16_t *weight, const float *score, long count, float larges
         write_halves(weight + j, narrowed(rounded));
     }
     return (float)sum_of(sum);
-}
-
-INLINE void multiply(float *y, long count, float by) {
-    for (long j = 0; j < count; j += LANES) V(storeu_ps)(y + j, V(mul_ps)(V(loadu_ps)(y + j), V(set1_ps)(by)));
 }
 
 /* Makes integers of `rows` queries, and their scales, which make scores to base 2 of the products with keys; returns

@@ -1,16 +1,12 @@
 /* Attention by bfloat16 products, for targets with the bfloat16 instructions of AVX-512. */
 
-#include "vectors.h"
+#include "attention.h"
 
 #ifdef __AVX512BF16__
 
 typedef uint16_t bfloat16;
 
-enum {
-    HIGH = 6, /* rows of a tile: the sums that a product keeps in registers, (HIGH, WIDE * LANES) */
-    COLUMNS = WIDE * LANES,
-    ROWS = 8 * HIGH, KEYS = 1024, /* rows and keys of a piece of scores, which fits in the second-level cache */
-};
+enum { ROWS = 8 * HIGH, KEYS = 1024 }; /* rows and keys of a piece of scores, which fits in the second-level cache */
 
 INLINE __mmask16 first(long n) { return n < LANES ? (1u << n) - 1 : 0xffff; }
 
@@ -64,16 +60,6 @@ static void product(float *y, long y_row, const bfloat16 *a, long a_row, const b
 
 /* --- attention -------------------------------------------------------------------------------------------------- */
 
-typedef struct {
-    const bfloat16 *query, *key, *value;
-    const float *mask; /* added to the scores to base 2; NULL for no mask */
-    bfloat16 *y;
-    int64_t at[5][3]; /* strides of batch, head and row of query, key, value, mask, y; rows are contiguous */
-    int64_t batch, heads, rows, keys, width, out;
-    float scale; /* makes scores to base 2 of the products; not negative */
-    int32_t type; /* BFLOAT16 */
-} Attention;
-
 /* The memory that a thread uses for a piece of scores. */
 typedef struct {
     float *scores, *y; /* (ROWS, KEYS), (ROWS, out) */
@@ -85,9 +71,6 @@ INLINE long of_values(const Attention *a) { return up(a->keys, 2) * up(a->out, L
 INLINE long of_work(const Attention *a) {
     return up(4 * (ROWS * KEYS + ROWS * up(a->out, LANES)) + 2 * (ROWS * KEYS + ROWS * up(a->width, 2)), 64);
 }
-
-/* Returns the number of heads that are packed at a time. */
-INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
 /* Packs key (keys, width) into blocks of COLUMNS keys, (width / 2, COLUMNS, 2), padded with zeros. */
 static void pack_keys(bfloat16 *to, const bfloat16 *key, const Attention *a) {
@@ -148,11 +131,6 @@ INLINE float weigh(bfloat16 *weight, const float *score, long count, float scale
     return _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
 }
 
-INLINE void multiply(float *y, long count, float by) {
-    for (long j = 0; j < count; j += LANES)
-        _mm512_storeu_ps(y + j, _mm512_mul_ps(_mm512_loadu_ps(y + j), _mm512_set1_ps(by)));
-}
-
 /* Computes attention for some rows of one head, over pieces of KEYS keys: Milakov and Gimelshein, "Online normalizer
    calculation for softmax", 2018. */
 static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *keys, const bfloat16 *values,
@@ -206,8 +184,9 @@ int OF(bfloat16_attention)(const Attention *a, int threads) {
 #pragma omp for
         for (long at = start; at < end; at++) {
             long b = at / a->heads, h = at % a->heads;
-            pack_keys(packed + (at - start) * head, a->key + b * a->at[1][0] + h * a->at[1][1], a);
-            pack_values(packed + (at - start) * head + keys, a->value + b * a->at[2][0] + h * a->at[2][1], a);
+            pack_keys(packed + (at - start) * head, (const bfloat16 *)a->key + b * a->at[1][0] + h * a->at[1][1], a);
+            pack_values(packed + (at - start) * head + keys,
+                        (const bfloat16 *)a->value + b * a->at[2][0] + h * a->at[2][1], a);
         }
 #pragma omp for schedule(dynamic)
         for (long piece = start * blocks; piece < end * blocks; piece++) {
@@ -217,8 +196,8 @@ int OF(bfloat16_attention)(const Attention *a, int threads) {
             bfloat16 *halves = (bfloat16 *)(floats + ROWS * (KEYS + up(a->out, LANES)));
             Work work = {floats, floats + ROWS * KEYS, halves, halves + ROWS * KEYS};
 #define AT(i) (b * a->at[i][0] + h * a->at[i][1] + row * a->at[i][2])
-            attend(a, a->query + AT(0), ours, ours + keys, a->mask ? a->mask + AT(3) : NULL, a->y + AT(4),
-                   least(a->rows - row, ROWS), work);
+            attend(a, (const bfloat16 *)a->query + AT(0), ours, ours + keys, a->mask ? a->mask + AT(3) : NULL,
+                   (bfloat16 *)a->y + AT(4), least(a->rows - row, ROWS), work);
         }
     }
     free(packed);
