@@ -89,6 +89,12 @@ def folding(formats: Sequence[str]) -> bool:
     return all(format_named(name).folds for name in formats)
 
 
+def multiplying(formats: Sequence[str]) -> bool:
+    """Returns whether layers may multiply their inputs by smoothing multipliers, because each of `formats` holds
+    them."""
+    return all("Multiply" in format_named(name).transforms for name in formats)
+
+
 def _check_parameters(result: Result, formats: Sequence[str]) -> None:
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
