@@ -193,7 +193,7 @@ def test_multiplied_float_parameters_are_returned(target):
 def test_without_multipliers_every_layer_has_folded_factors_or_none(case, fallback):
     """A layer of a smoothing group from which `fallback` takes another layer stays float too."""
     settings = {"activations": "dynamic", "fold": True, "multipliers": False, "fallback": fallback}
-    (model, groups, args, arguments), samples, layers = smoothed(case, **settings)
+    (model, groups, *_), samples, layers = smoothed(case, **settings)
     assert layers
     assert not multipliers(layers)
     result = calibrate(model, lambda: samples, Settings(smoothing=True, groups=groups, sqnr_calls=0, **settings))
