@@ -77,7 +77,6 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -121,9 +120,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
 def _released(
     model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
 ) -> dict[str, QuantizedLayer]:
-    """Makes the integer layers `names` with the functions in `makers`, a dict from layer name to function, and returns
-    them. Each layer replaces its float layer in `model` before the next one is made, so that the memory of the float
-    layer is freed. `progress` shows how many are made."""
+    # each integer layer replaces its float layer before the next is made: the float layer is then freed
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight

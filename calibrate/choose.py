@@ -155,8 +155,7 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """Returns the surveys of linear layers, which observe whole inputs. The surveys of convolutions, which observe
-    patches of the input, are left out."""
+    # the surveys of convolutions observe patches of the input, the others whole inputs
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 

@@ -146,7 +146,6 @@ def check_any_quantized(plan: Plan) -> None:
 def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """Returns the integer layer `name`: the one in `layers`, or a new one made from its choice in `choices`."""
     if name in layers:
         return layers[name]
     layer = layer_of(layer_at(model, name), choices[name])

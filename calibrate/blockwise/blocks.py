@@ -61,8 +61,8 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what `answer` gives. Raises Stopped, which ends the model's forward, if `answer` does: in a sweep,
-        for a block that comes after the one in memory."""
+        """Returns what `answer` returns. If `answer` raises Stopped, as for a block after the one in memory, the
+        model's forward ends."""
         return self._answer([args, kwargs])
 
 
@@ -127,9 +127,9 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs `call`, and returns a dict from block to outputs, one for each run of the block, in the order in which
-        the blocks run. Of the outputs only shapes and dtypes can still be used: the file with their values is deleted.
-        `keep`: whether to remember the model's output, for `check_end`.
+        """Runs `call` and returns a dict from block to outputs, one for each run of the block, in the order in which
+        the blocks run. Each tensor of the outputs keeps its shape and dtype; the file with its values is deleted. With
+        `keep`, remembers the model's output, which `check_end` compares.
 
         Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
@@ -177,8 +177,8 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Raises MisfitError unless `call` gives the model's output `expected` again, up to rounding, when stubs return
-        the stored `outputs` of its blocks."""
+        """Runs the model with stubs that return the stored `outputs` in place of its blocks. Raises MisfitError unless
+        the model's output equals `expected`, up to rounding."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
@@ -194,17 +194,17 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError if the model computes another output for the first call than the whole model did in
-        `rehearse`. For use after all blocks, when each of them is a stub."""
+        """Raises MisfitError unless the model, with stubs in place of all its blocks, computes the same output for the
+        first call as the whole model did in `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. `needs` is a dict from
-        stage (the name of its block, or END) to block names; `shapes` has the shapes of the blocks' outputs in
-        `call`."""
+        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`: those whose outputs,
+        set to NaN, make an input of the stage NaN. A stage is named after its block, or END for what follows the last
+        block. `shapes` has the shapes of the blocks' outputs in `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -231,8 +231,8 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls of the current sweep. Between two of them the model may run only the call that was yielded
-        last."""
+        """Yields the calls of the current sweep over the blocks. Until the next call is requested, the model may run
+        only the call that was yielded last."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -316,7 +316,7 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls whose position is `wanted` and that `visit` did not run with the block in memory."""
+        """Runs the calls that have a `wanted` position and no outputs of the block in memory yet."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):

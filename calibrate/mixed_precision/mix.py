@@ -119,8 +119,6 @@ def _select(
 
 
 def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Runs) -> dict[str, Any]:
-    """Returns the errors of the final latents of the choice `selection` for report.json, with the numbers of exchanges,
-    groups and runs."""
     estimated = estimated_error([group.options for group in groups], selection.chosen)
     relative = selection.error / (runs.signal or 1.0)
     return {

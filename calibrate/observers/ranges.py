@@ -163,13 +163,12 @@ def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
 
 
 def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """Returns a list of ratios: for each range in `extents`, its squared clipping error divided by its squared rounding
-    error, which follows from its scale by the Scheme object `scheme`.
+    """Returns for each cross-validation fold its squared clipping error with the fold's range in `extents`, divided by
+    the squared rounding error, which follows from the range's scale by the Scheme object `scheme`.
 
-    The clipping error of a range is that on one cross-validation fold of the calls. `folds` has the observers of these
-    folds, in the order of `extents`; where a fold observed nothing, the list has no ratio. The share `share` of a
-    fold's values is assumed to lie as far outside the range as the farthest of them. A ratio is infinite if values are
-    clipped and the range is None or contains only 0.
+    `folds` has the observer of each fold, in the order of `extents`; a fold that observed nothing is left out. The
+    share `share` of a fold's values is assumed to lie as far outside the range as the farthest of them. A ratio is
+    infinite if values are clipped and the range is None or contains only 0.
     """
     errors = []
     for observer, extent in zip(folds, extents, strict=True):

@@ -100,7 +100,8 @@ def attention_gains(dtype: torch.dtype, word: str) -> bool:
 
 
 def times_of(dtype: torch.dtype) -> Times:
-    """Returns the times of all candidates for a dtype; the first call measures them, and logs the choice."""
+    """Returns the measured seconds of every way to compute attention and float layers for inputs of `dtype`. The first
+    call for a dtype measures them, and logs which way is the fastest."""
     if dtype not in _measured:
         with _lock:
             if dtype not in _measured:
@@ -183,7 +184,7 @@ def _seconds(name: str, function: Callable[[], Any]) -> float:
 
 
 def _randn(*shape: int) -> Tensor:
-    """Returns normal random numbers without a change to the state of torch's generators."""
+    # a generator of its own leaves the state of torch's generators as it is
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
 
 

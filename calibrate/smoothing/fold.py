@@ -124,15 +124,14 @@ def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | Non
 
 
 def _layer_with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
-    """Returns a layer of the same kind as `layer` with other `numbers` (weight, scales, bias and so on)."""
     copy = QuantizedConv2d(numbers, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(numbers)
     copy.noise_level = layer.noise_level
     return copy
 
 
 def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies the output of the source that `fold` names by `multiplier`, in the layers or parameters of `result`.
-    Returns False, with nothing changed, if this source cannot be multiplied."""
+    """Multiplies the output of the layer, norm or parameter `fold.target` by `multiplier`, in the layers or parameters
+    of `result`. Returns False, with nothing changed, if this output cannot be multiplied."""
     layer = result.layers.get(fold.target)
     if layer is None:
         return _multiply_parameters(model, result.parameters, fold, multiplier)
@@ -187,9 +186,8 @@ def output_offset(numbers: Numbers) -> Tensor:
 def _multiply_parameters(
     model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor
 ) -> bool:
-    """Multiplies the output of the source that `fold` names, a float layer, norm or parameter, by `multiplier`: puts
-    functions that compute the new values of parameters into `parameters`. Returns False if this source cannot be
-    multiplied."""
+    """Multiplies the output of `fold.target`, a float layer, norm or parameter, by `multiplier`: puts functions that
+    compute the new values of its parameters into `parameters`. Returns False if this output cannot be multiplied."""
     parent, _, leaf = fold.target.rpartition(".")
     source = getattr(model.get_submodule(parent), leaf)
     weight, bias = getattr(source, "weight", None), getattr(source, "bias", None)
@@ -209,7 +207,7 @@ def _multiply_parameters(
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Returns a contiguous copy of a parameter. Drops the original from resident memory if it is mapped from a file."""
+    # an original that is mapped from a file leaves resident memory
     copy = value.clone(memory_format=torch.contiguous_format)
     page_out(value)
     return copy

@@ -180,7 +180,6 @@ def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
 
 
 def _energy(x: Tensor) -> float:
-    """Returns the sum of the squares of `x`."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 

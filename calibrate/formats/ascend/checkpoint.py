@@ -102,9 +102,9 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of numbers in a W8A8_TIMESTEP layer. A row is for a denoising step that the
-        checkpoint was written for, or for a timestep bin if it was written without steps. Empty without such layers.
-        Reading it raises FileError if the metadata of the weight file are damaged."""
+        """The noise levels that a W8A8_TIMESTEP layer has rows of scales, zero points, deq and quant_bias for: those of
+        the denoising steps that the checkpoint was written for, or one for each timestep bin if it was written without
+        steps. Empty without such layers. Reading it raises FileError if the metadata of the weight file are damaged."""
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)

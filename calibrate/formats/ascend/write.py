@@ -51,9 +51,9 @@ def write_ascend(
     `modes` has the permissions of new files.
 
     `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
-    call the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
-    timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as tensors and never folded into
-    float parameters, which MindIE-SD takes from the float model.
+    call the denoiser, step by step. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row
+    for each of them, or for each timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as
+    tensors and never folded into float parameters, which MindIE-SD takes from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """

@@ -68,7 +68,6 @@ def _misfit(model: Model, structure: Structure) -> str | None:
 
 
 def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
-    """Returns the stored tensors of the layer `name`, by the last part of their names, such as "weight"."""
     parts = {key: key.rpartition(".") for key in model.tensors}
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 
