@@ -207,8 +207,6 @@ def calibrate_folded(
 
 
 def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    """Returns the settings with further layers that stay float: the keys of `reasons`, a dict from layer name to the
-    reason."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})
     return replace(settings, defaults={**reasons, **settings.defaults})

@@ -325,9 +325,9 @@ class Blocks:
                     run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """Returns the output of `name`, a block before the one in memory: read from disk if the block in memory needs
-        it, otherwise NaN in its shape; ignores `inputs`. Raises Stopped if `name` comes after the block in memory,
-        MisfitError if the block `name` runs more often in a call than it did when it was in memory."""
+        """Returns the output that the block `name` had for the running call, read from disk. If the block in memory
+        does not need this output, returns NaN in its shape. Raises Stopped if `name` comes after the block in memory,
+        MisfitError if the block runs more often in the call than it did when it was in memory. Ignores `inputs`."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)

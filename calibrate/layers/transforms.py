@@ -37,10 +37,12 @@ class Transform(Protocol):
         """Returns the reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """Returns T x, rounded to the dtype of `x`. The channels are along `axis`, a negative number."""
+        """Returns the input `x` after the transform (T x), rounded to the dtype of `x`. The channels are along `axis`,
+        a negative number."""
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Returns W T^-1 in float32 for the float `weight` W (out, in)."""
+        """Returns the weight for the transformed input, W T^-1 in float32, where W (out, in) is the float `weight` and
+        T the linear map of the transform."""
 
 
 @dataclass(frozen=True)

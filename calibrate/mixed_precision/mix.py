@@ -96,10 +96,10 @@ def _select(
     search: Search,
     progress: Progress,
 ) -> _Selection | None:
-    """Chooses an option for each group within `limit` and measures the choice: `candidates` makes its integer layers,
-    and `runs` runs the pipeline with them. If the error of the choice is more than 1.5 times the sum of the groups'
-    errors, tries exchanges, in which one or two groups change their option; `search` limits the runs for them. Returns
-    None if no choice keeps the limit. Raises NumbersError, naming `budget`, if the latents are not finite."""
+    """Chooses an option for each group within `limit`, and measures the error of the choice by a run of the pipeline.
+    If this error is more than 1.5 times the sum of the groups' errors, tries exchanges, in which one or two groups
+    change their option; `search` limits the runs for them. Returns None if no choice keeps the limit. Raises
+    NumbersError, naming `budget`, if the latents are not finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -167,9 +167,6 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """Returns, for report.json, the limits on bytes and on time, and what the float layers and the mixture take of
-    both; times are fractions of the time of the float layers. `budget` has the text that the user wrote, `limit` the
-    bytes and the time that it allows. `whole` is the cost of the float layers, `used` the cost of the mixture."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -211,11 +208,8 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that is too small for the layers.
-
-    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of the
-    bytes of the float layers. If the budget limits the time, the message gives the least time as a fraction of the time
-    of the float layers. `smallest` is the least cost of the layers, `whole` the cost of the float layers."""
+    """Returns the UsageError for a budget that is below `smallest`, the least cost of the layers. The message gives the
+    fewest bytes or the least time that the layers can take, also relative to `whole`, the cost of the float layers."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

@@ -43,8 +43,8 @@ class Readings:
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """Returns the result of `read` for `x`: the kept result, or a new one if none is kept or `x` has changed
-        since."""
+        """Returns what `read` returns for `x`. If this object has read `x` already, and `x` has not changed since,
+        returns the same result again without a call of `read`."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version

@@ -124,8 +124,6 @@ def describe(dtype: torch.dtype, times: Times) -> str:
 
 
 def _joined(choices: Mapping[str, str]) -> str:
-    """Returns `choices`, a dict from size class or kind of layer to candidate, as text: one name if all candidates are
-    the same, otherwise each with its size class or kind."""
     if len(set(choices.values())) == 1:
         return next(iter(choices.values()))
     return "; ".join(f"{choice} ({name})" for name, choice in choices.items())

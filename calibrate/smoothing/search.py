@@ -113,8 +113,7 @@ def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup])
 
 
 def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
-    """Divides the names into lists of layers that share an input, and returns the lists. `surveys` has the survey of
-    each layer's input."""
+    # names with the same leader share an input
     shared: dict[str, list[str]] = {}
     for name in names:
         shared.setdefault(surveys[name].leader, []).append(name)
