@@ -61,10 +61,7 @@ class KeptSteps:
         self._kept = self.rule.kept(self.expected)
 
     def __call__(self, step: int) -> bool:
-        """Returns whether to store a call of the current run.
-
-        `step` is the number of the call's denoising step, as recorder.Clock counts steps.
-        """
+        """Returns whether to store a call of the current run. `step` is the number of the call's denoising step."""
         if self._step is None and (steps := self._announced()):
             self.expected = steps
             self._kept = self.rule.kept(steps)

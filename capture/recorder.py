@@ -178,7 +178,8 @@ class Recorder:
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Records a call of the recorder's module, as its forward pre-hook.
 
-        Leaves the recording to `_before_callee` if the argument names have to come from the child that receives them.
+        Leaves the recording to `_before_callee` if the argument names have to come from the only child module, which
+        receives the arguments.
         """
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
