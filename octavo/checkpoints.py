@@ -215,8 +215,6 @@ def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Mo
 
 
 def _origin_at(out: Path) -> Origin | None:
-    """Returns the fingerprint of the float model that the checkpoint at `out` was made from; None if its manifests hold
-    no fingerprint."""
     return next((manifest.origin for manifest in manifests_of(out) if manifest.origin is not None), None)
 
 

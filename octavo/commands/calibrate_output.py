@@ -114,7 +114,6 @@ def quality_of(totals: dict[str, Any]) -> str:
 
 
 def _extent(value: Any) -> str:
-    """Returns as a text a number, or the smallest and the largest of a list of numbers."""
     if isinstance(value, list):
         low, high = min(value), max(value)
         return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
@@ -122,5 +121,4 @@ def _extent(value: Any) -> str:
 
 
 def _first_names(names: list[str], most: int = 4) -> str:
-    """Returns a text of the first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

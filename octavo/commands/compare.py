@@ -146,7 +146,6 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
 
 
 def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the texts and numbers among the arguments of the pipeline's call, for the page."""
     return {
         name: value
         for name, value in arguments.items()

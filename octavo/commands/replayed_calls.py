@@ -34,12 +34,10 @@ class StoredCall:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The positional arguments of the call."""
         return self._read[0]
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The keyword arguments of the call."""
         return self._read[1]
 
 
