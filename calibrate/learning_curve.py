@@ -39,8 +39,8 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Returns the output of the integer layer, or of the float layer if no integer layer can be made from the
-        choice (`layer_of`)."""
+        """Returns the output of the integer layer for `input`; the output of the float layer if no integer layer can be
+        made."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 

@@ -71,7 +71,8 @@ class KeptSteps:
         return self._kept(self.count - 1)
 
     def miscounted(self) -> bool:
-        """Ends a run; returns True if other steps were stored than the rule requires for a run of this length."""
+        """Ends the run. Returns True if the steps that were stored are not those that the rule requires for a run of
+        this length."""
         self.expected, self._announced = self.count, lambda: None
         required = self.rule.kept(self.count)
         return any(required(step) != self._kept(step) for step in range(self.count))

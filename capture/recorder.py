@@ -151,7 +151,8 @@ class Recorder:
 
     @property
     def swapped(self) -> int:
-        """The number of the module's attention processors that were replaced after `with` and before the first call."""
+        """The number of the module's attention processors that were replaced between the start of the `with` block and
+        the first call."""
         return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:

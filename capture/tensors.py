@@ -33,7 +33,7 @@ class Planned(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Planned":
-        """Makes the Planned of a tensor that exists already."""
+        """Returns a Planned for a tensor that exists already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property

@@ -67,8 +67,8 @@ class Stub(nn.Module):
 
 
 class BlockOutputs:
-    """The outputs that each block had for each call in a sweep (a visit to every block, in the order in which the model
-    runs them). A block that runs several times in a row has an output for each run."""
+    """The outputs of each block for each call, as `Blocks.sweep` stores them. A block that runs several times in a row
+    in a call has an output for each run."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
@@ -161,9 +161,6 @@ class Blocks:
 
     @contextmanager
     def _only_inside(self, running: list[str]) -> Iterator[None]:
-        """Raises MisfitError, inside the `with` statement, when a layer inside a block is called while another block or
-        none is running. The running block is the last name in `running`."""
-
         def hook_for(block: str) -> Callable[..., None]:
             def check(*_: Any) -> None:
                 if running[-1:] != [block]:
@@ -194,17 +191,18 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError unless the model, with stubs in place of all its blocks, computes the same output for the
-        first call as the whole model did in `rehearse`."""
+        """Raises MisfitError unless the model, with stubs for all its blocks, gives the output of the first call in
+        `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`: those whose outputs,
-        set to NaN, make an input of the stage NaN. A stage is named after its block, or END for what follows the last
-        block. `shapes` has the shapes of the blocks' outputs in `call`."""
+        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. A stage is named after
+        its block, or END for what follows the last block. Sets the outputs of one block at a time to NaN, and sees
+        which stages receive NaN; a block whose outputs cannot be NaN counts as needed by all. `shapes` has the shapes
+        of the blocks' outputs in `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -231,8 +229,7 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls of the current sweep over the blocks. Until the next call is requested, the model may run
-        only the call that was yielded last."""
+        """Yields the calls that `sweep` or `ended` was given. The model may run only the call that was yielded last."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -271,8 +268,9 @@ class Blocks:
 
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
-        """Makes the model run only the operations outside its blocks, inside the `with` statement: stubs return
-        `track`, the block outputs of a sweep over the same `calls`. Afterwards these outputs are deleted."""
+        """Makes the model run only the operations outside its blocks, inside the `with` statement: in place of each
+        block a stub returns `track`, the outputs that the block had in `sweep` for the same `calls`. Afterwards these
+        outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -285,8 +283,6 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Sets the number of runs of each block to 0 at the beginning of each forward, inside the `with` statement."""
-
         def begin(*_: Any) -> None:
             self._runs = {}
             outputs = self._track.outputs.get(self._frontier, {})
@@ -298,8 +294,8 @@ class Blocks:
 
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
-        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. When a
-        call runs for the first time, writes the block's outputs in this call to `file`."""
+        """Puts the block `name`, with its weights in memory, into the model inside the `with` statement, in place of
+        its stub. When a call runs for the first time, writes the block's outputs in this call to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}

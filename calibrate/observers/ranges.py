@@ -93,7 +93,8 @@ class BinnedObserver:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that applies `transform` to an input and returns the statistics that the observers need."""
+        """The function that applies the transform of the layer's input, if there is one, to a tensor, and returns the
+        statistics that the observers need of the result."""
         read, transform = self._observers[0][0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 

@@ -83,14 +83,14 @@ class FastOperators(TorchFunctionMode):
         return func(input, weight, bias, *args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """The pre-hook of `model`: enters the mode before a forward on a CPU. A mode that is still active, because the
-        forward before was interrupted, is not entered again."""
+        """Enters this mode before a forward of `model` on a CPU; a forward pre-hook. Does nothing if the mode is still
+        active, because the forward before was interrupted."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """The forward hook: leaves the mode after a forward, also after one that raised an exception."""
+        """Leaves this mode after a forward, also after one that raised an exception; a forward hook."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 

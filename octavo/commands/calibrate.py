@@ -118,8 +118,8 @@ def _model(
     """Loads the captured denoiser and casts it to --dtype, the dtype in which the quantized model will run.
 
     Also returns two things: a function that runs a few prompts of the capture again, None without --budget; and the
-    denoiser's fingerprint in the captured dtype, None on all but the first of `ranks`. Raises MisfitError if the
-    model is not the one that was captured, UsageError if a format cannot hold a model of its class.
+    fingerprint that the denoiser has in the dtype of the capture, None on all but the first of `ranks`. Raises
+    MisfitError if the model is not the one that was captured, UsageError if a format cannot hold a model of its class.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest

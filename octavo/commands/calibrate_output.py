@@ -57,8 +57,8 @@ _COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: co
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
     """Writes the checkpoint in the formats of --format, with a page that shows its report.
 
-    `origin` is the fingerprint of the float model in the captured dtype, for the manifest; None: the manifest gets the
-    fingerprint of `model` in its present dtype.
+    `origin` is the fingerprint of the float model in the dtype in which it was captured, for the manifest; None: the
+    manifest gets the fingerprint of `model` in its present dtype.
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,

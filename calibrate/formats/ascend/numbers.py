@@ -76,8 +76,8 @@ class LayerReader(NamedTuple):
 
 @np.errstate(invalid="ignore")  # damaged numbers
 def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
-    """Reads the numbers of the integer layer `name`. Raises FileError for numbers that no export writes, such as a
-    negative scale."""
+    """Reads the weight codes, scales, zero points, biases and the like of the integer layer `name`. Raises FileError
+    for numbers that no export writes, such as a negative scale."""
     reader, scheme = LayerReader(checkpoint, name), checkpoint.schemes[name]
     weight = reader.read("weight", ("int8",))
     if weight.ndim not in (2, 4) or not weight.size:

@@ -112,8 +112,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
-    """Reads the numbers of the integer layer `name`, a layer of the given `kind`, without its smoothing multiplier and
-    the noise levels that separate its timestep bins."""
+    """Reads weight codes, scales, bias, deq and quant_bias of the integer layer `name`, a layer of the given `kind`.
+    Its smoothing multiplier, and the noise levels that separate its timestep bins, are not read."""
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

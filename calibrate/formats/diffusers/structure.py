@@ -80,7 +80,7 @@ class Structure:
         return structure
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the quantization_config, ready for JSON, with the keys in the table of this module."""
+        """Returns the quantization_config as a dict that can be written as JSON."""
         schemes: dict[str, list[str]] = {}
         for name, kind in sorted(self.kinds.items()):
             schemes.setdefault(kind.scheme, []).append(name)
