@@ -85,9 +85,9 @@ def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
     """Returns the choices that fewer calibration calls would have given: a dict from number of calls to a dict from
-    layer name to choice. It has an entry for each snapshot that the learning curve measures, with choices made from the
-    observations of the snapshot (the first 1, 2, 4, ... prompts) alone. One more entry, for all calls, has the choices
-    of `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress display and the ranks that
+    layer name to choice. The dict has an entry for each snapshot that the learning curve measures, with choices made
+    only from what was observed in the first 1, 2, 4, ... prompts. One more entry, for all calls, has the choices of
+    `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress display and the ranks that
     take part.
 
     The dict is empty in three cases: choices do not depend on the calls (weight-only); the layers that stay float are

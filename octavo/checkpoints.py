@@ -306,7 +306,8 @@ def open_pipeline(
     **options: Any,
 ) -> Any:
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
-    loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
+    loads the float pipeline that the checkpoints were calibrated in, with the quantized denoisers in place of the float
+    ones.
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
     are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a

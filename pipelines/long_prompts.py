@@ -13,7 +13,8 @@ _LINES = ("input was truncated because", "Token indices sequence length is longe
 
 
 def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> str | None:
-    """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if none does.
+    """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if no tokenizer
+    cuts any of them.
 
     `arguments` are the arguments of the call of `pipe`; the negative prompt among them is counted too.
     """

@@ -242,9 +242,9 @@ class Blocks:
         """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`, and returns
         their outputs.
 
-        `visit` is called with the block's name. It may run some or all of `self.calls()` on the model, several times.
-        If it returns a function, that function is called afterwards to change the block, such as to install integer
-        layers.
+        `visit` is called with the block's name. The function may run some or all of `self.calls()` on the model,
+        several times. If it returns a function, that function is called afterwards to change the block, such as to
+        install integer layers.
 
         Later blocks receive the outputs that the block had before the change. Outputs are kept for the calls that the
         visit ran, and for the calls whose position is `wanted`, which run after the visit. Later visits may run only

@@ -245,8 +245,8 @@ class BlockwiseCalibration:
                 raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
 
     def _check_limit(self) -> None:
-        """Raises DeviceError, before the first call, if the limit is too small for what this process already uses, the
-        layers outside the blocks, and calibrating the largest block."""
+        """Raises DeviceError, before the first call, if the memory limit is too small for the memory that this process
+        already uses, the layers outside the blocks, and the calibration of the largest block."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)

@@ -84,8 +84,8 @@ class Rotate:
     channels of the group (ConvRot, Huang et al., arXiv 2512.03673, 2025).
 
     The matrix of a group of 16, 64 or 256 channels is a Kronecker power of H4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1,
-    1, 1], [-1, 1, 1, 1]] / 2. It is symmetric and its own inverse. `rotation` (factors,) int32 has the order of each
-    Kronecker factor, which is always 4: three factors stand for groups of 64 channels.
+    1, 1], [-1, 1, 1, 1]] / 2. The matrix is symmetric and its own inverse. `rotation` (factors,) int32 has the order of
+    each Kronecker factor, which is always 4: three factors stand for groups of 64 channels.
     """
 
     TENSORS: ClassVar[tuple[str, ...]] = ("rotation",)

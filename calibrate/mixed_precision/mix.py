@@ -196,7 +196,9 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
     """Returns the bytes and the time that the budget allows. `before` has the cost of each layer as a float layer;
     `smallest` has the fewest bytes and the least time that a mixture can take.
 
-    Raises UsageError, before the long measurement, if no mixture keeps the limit or if the float model does."""
+    Raises UsageError, before the long measurement, if no mixture keeps the limit, or if the float model itself keeps
+    it.
+    """
     whole = summed(before.values())
     limit = budget.limit(whole)
     if not smallest.within(limit):

@@ -27,8 +27,8 @@ class InputObserver(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. It raises
-        ValueError for a tensor that is empty or has values that are not finite."""
+        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. The
+        function raises ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
         """Adds `reading`, the statistics of one tensor, which `read` returned."""

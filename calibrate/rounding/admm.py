@@ -35,7 +35,7 @@ def admm(
     2018).
 
     Each iteration first computes the float weight with the least output error plus a penalty for its distance from the
-    present codes. It then takes the codes nearest to this float weight at the present scales, and the best scales for
+    present codes. Then it takes the codes nearest to this float weight at the present scales, and the best scales for
     these codes. At the end, the codes with the least error of each output channel are improved column by column.
 
     `inputs` has sums of products of the layer's inputs, from which the output error follows; without them, the error is

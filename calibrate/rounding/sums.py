@@ -130,8 +130,8 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
     """Divides the layers of `choices` among the ranks, and returns the names of this rank's layers, in lists of layers
-    that share one input. `surveys` say which layers do. Layers with wide inputs, which take longest, are assigned
-    first."""
+    that share one input. `surveys` say which layers share an input. Layers with wide inputs, which take longest, are
+    assigned first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].has_input:

@@ -195,8 +195,8 @@ def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[st
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns, by the name of the dtype, two functions without arguments. They compute a float layer of `kind` on
-    inputs of `dtype`: one in `dtype`, one in float32."""
+    """Returns, by the name of the dtype, two functions without arguments. Both functions compute a float layer of
+    `kind` on inputs of `dtype`: one in `dtype`, one in float32."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

@@ -107,7 +107,7 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape, with the scale and zero point
     `qparams`: in one pass of Octavo's compiled kernel for the dtypes that it accepts, else in a few passes of torch.
 
-    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. They
+    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. Both
     are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
     """
     library = kernels.kernels_for(x)

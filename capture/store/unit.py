@@ -37,11 +37,11 @@ class UnitWriter:
     """Stores the calls of one prompt, one by one, in the staging directory `staged`; `CaptureWriter.unit` makes it.
 
     `index` is the number of the unit, `info` what determines its calls (prompt, seed, steps), `key` the digest of
-    `info`. Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a
-    tensor object that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and
-    `stored_bytes` count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` maps the
-    path of each float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats (extremes, NaN and
-    Inf).
+    `info`. Tensors or rows with the same bytes are stored once. Equal tensors are recognised by the hash of their
+    bytes; a tensor object that was not changed since it was last stored is recognised without hashing. `calls`,
+    `raw_bytes` and `stored_bytes` count the calls, the bytes of all their tensors and the bytes of the distinct ones.
+    `last` maps the path of each float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats
+    (extremes, NaN and Inf).
     """
 
     def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:

@@ -101,7 +101,7 @@ def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
     """Calibrates `captured`, a model whose weights are all loaded at once (without --memory). Only the first of `ranks`
-    writes OUT."""
+    writes OUT, the directory of the checkpoint."""
     model, rerun, origin = _model(captured, options, ranks)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)

@@ -91,8 +91,8 @@ def psnr(error: float) -> float | None:
 def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
     """Returns the structural similarity of two pictures or videos, uint8 (frames, height, width, channels).
 
-    The value is 1 for equal pictures. It is the mean over channels, frames and all windows that lie inside the picture;
-    a window is Gaussian, 11 x 11 pixels with a standard deviation of 1.5 pixels (Wang, Bovik, Sheikh and Simoncelli,
+    The value, 1 for equal pictures, is the mean over channels, frames and all windows that lie inside the picture; a
+    window is Gaussian, 11 x 11 pixels with a standard deviation of 1.5 pixels (Wang, Bovik, Sheikh and Simoncelli,
     Image Quality Assessment: From Error Visibility to Structural Similarity, 2004). Returns None if a side is shorter
     than 11 pixels.
     """

@@ -113,7 +113,7 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
     """Reads weight codes, scales, bias, deq and quant_bias of the integer layer `name`, a layer of the given `kind`.
-    Its smoothing multiplier, and the noise levels that separate its timestep bins, are not read."""
+    Does not read the layer's smoothing multiplier, and the noise levels that separate its timestep bins."""
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

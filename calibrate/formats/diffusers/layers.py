@@ -34,8 +34,8 @@ def _kind(layer: QuantizedLayer) -> LayerKind:
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
-    """Returns the integer layer that replaces the float `module`, as `structure` describes the layer `name`. Its
-    tensors are on the meta device, without values.
+    """Returns the integer layer that replaces the float `module`, as `structure` describes the layer `name`. The
+    tensors of the new layer are on the meta device, without values.
 
     Raises MisfitError if `module` is not an nn.Linear or nn.Conv2d.
     """

@@ -177,7 +177,7 @@ def _name_batch_axis(graph: Any) -> None:
 
 def int32_bias(use: Use) -> Tensor:
     """Returns the int32 bias of the layer `use.layer`: bias plus bias correction, divided by deq (input scale * weight
-    scale) and rounded. It is quant_bias without the effect of the zero point.
+    scale) and rounded. This bias is quant_bias without the effect of the zero point.
 
     Raises NumbersError for a bias outside int32.
     """
