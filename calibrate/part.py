@@ -72,8 +72,8 @@ def calibrate_part(
     `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
     `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
     gets the plan and the choices, and returns another plan and other choices, from which the integer layers are then
-    made. `announce` is called with the positions, among all calls, of those that this rank runs for rounding and for
-    measuring.
+    made. `announce` is called with the positions, among all calls, of the calls that this rank runs for rounding and
+    for measuring.
     """
     chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices

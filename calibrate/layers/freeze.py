@@ -91,8 +91,8 @@ def _without_ranges(
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
     """Returns deq and quant_bias, both (out,), or both (bins, out) for a TimestepInput; or a text with the reason why
-    the layer has to stay float. The ranges of `input` are known beforehand. `offset` (out,), bias plus bias correction,
-    is added to the layer's output."""
+    the layer has to stay float. `quantized` has the weight's codes and scales. The ranges of `input` are known
+    beforehand. `offset` (out,), bias plus bias correction, is added to the layer's output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):

@@ -98,8 +98,9 @@ def _select(
 ) -> _Selection | None:
     """Chooses an option for each group within `limit`, and measures the error of the choice by a run of the pipeline.
     If this error is more than 1.5 times the sum of the groups' errors, tries exchanges, in which one or two groups
-    change their option; `search` limits the runs for them. Returns None if no choice keeps the limit. Raises
-    NumbersError, naming `budget`, if the latents are not finite."""
+    change their option; `search` limits the runs for them. `candidates` makes the integer layers, `runs` runs the
+    pipeline. Returns None if no choice keeps the limit. Raises NumbersError, naming `budget`, if the latents are not
+    finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:

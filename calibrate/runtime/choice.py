@@ -144,8 +144,9 @@ def _measure_all(dtype: torch.dtype) -> Times:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Makes torch compute with one thread inside the `with` statement. With several threads, those that other processes
-    keep from running would make the rest wait, so that on a busy machine all candidates would seem equally slow."""
+    """Makes torch compute with one thread inside the `with` statement. With several threads, a thread that another
+    process keeps from running would make the others wait, so that on a busy machine all candidates would seem equally
+    slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

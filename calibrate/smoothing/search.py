@@ -166,8 +166,8 @@ class _Judge:
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
     """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
-    `x` holds the codes of the input; the Scheme object `scheme` is the rule for those of the weight. Returns None if a
-    channel of the weight is too small for a float32 scale."""
+    `x` holds the codes of the input; the Scheme object `scheme` is the rule for the codes of the weight. Returns None
+    if a channel of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -249,8 +249,8 @@ def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally
-    large, with 0 those of the weight. The median of s is 1; s is 1 too for channels that are always zero or have no
-    weights.
+    large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are always zero or have
+    no weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)

@@ -160,7 +160,8 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
-        """Writes the tensors still in memory to data files; with `keep_last`, those for the last file stay in memory.
+        """Writes the tensors still in memory to data files. With `keep_last`, the tensors for the last file stay in
+        memory.
 
         Raises StorageError if the disk is full.
         """

@@ -31,8 +31,8 @@ from .captured_model import Captured, check_fingerprint, origin_of, source_of
 def calibrate_blockwise(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a denoiser block by block, in no more memory than --memory. Only the first of `ranks` writes OUT, the
-    directory of the checkpoint.
+    """Calibrates the denoiser `captured` block by block, in no more memory than --memory. Only the first of `ranks`
+    writes OUT, the directory of the checkpoint.
 
     During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the outputs of the blocks,
     and the integer layers.

@@ -169,7 +169,8 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
     """Returns `layer` with one row of scale, zero point, deq and quant_bias for each timestep bin, in place of one row
-    for each denoising step. `levels` are the noise levels of the steps.
+    for each denoising step. `levels` are the noise levels of the steps; `reader` gives the noise levels that separate
+    the bins.
 
     Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
     """

@@ -118,7 +118,7 @@ def attribute(node: "NodeProto", name: str) -> int:
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """Yields the list of nodes of each branch, loop and function of a graph, also of those inside others."""
+    """Yields the list of nodes of each branch, loop and function of a graph, including nested ones."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()
