@@ -31,7 +31,8 @@ def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) 
 
 
 def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
-    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts there.
+    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts texts at this
+    limit.
 
     Tokenizers of CLIP have a limit of their own; for others max_sequence_length in `arguments` is the limit.
     """

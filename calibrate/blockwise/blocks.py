@@ -128,8 +128,8 @@ class Blocks:
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
         """Runs `call` and returns a dict from block to outputs, one for each run of the block, in the order in which
-        the blocks run. Each tensor of the outputs keeps its shape and dtype; the file with its values is deleted. With
-        `keep`, remembers the model's output, which `check_end` compares.
+        the blocks run. A SpilledTensor stands for each tensor; its file is deleted, so only its shape and dtype can be
+        used. With `keep`, remembers the model's output, which `check_end` compares.
 
         Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
@@ -174,8 +174,8 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Runs the model with stubs that return the stored `outputs` in place of its blocks. Raises MisfitError unless
-        the model's output equals `expected`, up to rounding."""
+        """Runs the model on `call`, with stubs that return the stored `outputs` in place of its blocks. Raises
+        MisfitError unless the model's output equals `expected`, up to rounding."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
@@ -312,7 +312,8 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls that have a `wanted` position and no outputs of the block in memory yet."""
+        """Runs the calls whose position is `wanted`, except those for which outputs of the block in memory are stored
+        already."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
@@ -336,7 +337,8 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of block outputs that none of the later stages `ahead` (names of blocks, and END) needs."""
+        """Deletes the files with the outputs of blocks that no later stage needs. `ahead` names the later stages:
+        blocks, and END."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)

@@ -164,13 +164,8 @@ def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
 
 
 def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """Returns for each cross-validation fold its squared clipping error with the fold's range in `extents`, divided by
-    the squared rounding error, which follows from the range's scale by the Scheme object `scheme`.
-
-    `folds` has the observer of each fold, in the order of `extents`; a fold that observed nothing is left out. The
-    share `share` of a fold's values is assumed to lie as far outside the range as the farthest of them. A ratio is
-    infinite if values are clipped and the range is None or contains only 0.
-    """
+    # for each fold that observed values: the squared clipping error of its range, as `ranges_of` estimates it, divided
+    # by the squared rounding error, scale**2 / 12
     errors = []
     for observer, extent in zip(folds, extents, strict=True):
         if (full := range_of([observer])) is None:
@@ -215,9 +210,8 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is the
-    share of the values of a call that are assumed to be clipped (see `ranges_of`). Collective: every rank calls
-    this."""
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is passed
+    on to `ranges_of`: the share of the values that are assumed to be clipped. Collective: every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():

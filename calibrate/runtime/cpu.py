@@ -143,8 +143,8 @@ def _store(out: Tensor, input_codes: Tensor) -> Tensor:
 
 
 def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`; of a dynamic
-    layer, without the scale of each row and without bias. `gelu`: None, or the approximation of the GELU that is
+    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`. For a dynamic
+    layer, the output lacks the scale of each row and the bias. `gelu`: None, or the approximation of the GELU that is
     applied to the output, "none" or "tanh"."""
     if not sums_in_int32():
         library = kernels.library()

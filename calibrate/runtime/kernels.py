@@ -162,8 +162,8 @@ class Kernels:
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns an object that computes a linear layer with the kernel; the arguments are those of the class
-        `Linear`."""
+        """Returns an object that computes a linear layer with the kernel of this target; the arguments are those of the
+        class `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:

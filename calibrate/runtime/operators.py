@@ -175,8 +175,8 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether these inputs of attention may be computed by other candidates than torch's, which accept only
-    plain tensors on a CPU that need no gradients, of one dtype in DTYPES and with shapes that belong together."""
+    """Returns whether candidates other than torch's may compute attention for these inputs: if they are plain tensors
+    on a CPU that need no gradients, of one dtype in DTYPES, and with shapes that belong together."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False

@@ -221,8 +221,8 @@ def _best_smoothing(
 
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
-    """Returns the first of the transforms `others` whose error is within 7 % of the least, and its error, if the least
-    is at least 10 % below the `former_error` of the transform `former`; otherwise returns `former` and
+    """Returns a transform and its error. If the least error of the transforms `others` is at least 10 % below
+    `former_error`, returns the first of them whose error is within 7 % of the least; otherwise returns `former` and
     `former_error`."""
     errors = [error(other) for other in others]
     if not errors or not min(errors) < _MAX_ERROR_RATIO * former_error:

@@ -110,7 +110,7 @@ class UnitWriter:
         }
 
     def _put(self, tensor: torch.Tensor) -> int:
-        """Returns the number of a tensor in the unit's list of tensors, and adds a tensor with new content to it."""
+        """Returns the number of a tensor in the unit's list of tensors, to which a tensor with new content is added."""
         if tensor.is_inference():  # has no version counter
             return self._put_content(tensor)
         now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())

@@ -70,8 +70,8 @@ class Checkpoint:
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """Returns a dict from the name of each quantized layer to its scheme. X.linear.weight is the weight of a layer
-        X that has a smoothing multiplier."""
+        """Returns a dict from the name of each quantized layer to its scheme. In the description, X.linear.weight
+        stands for the weight of a layer X that has a smoothing multiplier."""
         schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
