@@ -136,8 +136,8 @@ def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Run
 
 
 def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
-    """Returns the sum of the errors of the options that `chosen` names by their index in each of `groups`, which
-    estimates the error of the choice."""
+    """Returns the sum of the errors of the chosen options, which estimates the error of the choice. `chosen` has the
+    index of each group's option."""
     return sum(options[index].error for options, index in zip(groups, chosen, strict=True))
 
 

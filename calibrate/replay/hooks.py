@@ -103,7 +103,7 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Records the number of axes of the input of each layer in `names`, inside the `with` statement. Yields a dict from
-    layer name to this number, which is 0 for a layer whose inputs differ in it."""
+    layer name to this number, which is 0 for a layer whose inputs differ in their number of axes."""
     counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:

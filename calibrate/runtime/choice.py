@@ -77,7 +77,7 @@ def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
 
 def choose_attention(times: Times, size: str, word: str = "auto") -> str:
     """Returns the candidate to compute attention in the size class `size`, given its measured `times`, among the
-    candidates that `word` allows."""
+    candidates that `word`, a key of ATTENTION, allows."""
     return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
 
 

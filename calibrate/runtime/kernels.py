@@ -261,8 +261,9 @@ def digest(folder: Path) -> str:
 
 @cache
 def library() -> Kernels | None:
-    """Loads the compiled kernels of the best target that this processor runs, or of the one that OCTAVO_KERNELS names.
-    Returns None if there are none, if the variable is "none", or if they were compiled from other C files.
+    """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
+    variable OCTAVO_KERNELS names. Returns None if there are none, if the variable is "none", or if they were compiled
+    from other C files.
 
     Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
     """
