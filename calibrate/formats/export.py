@@ -67,8 +67,6 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes `files`, a dict from name to content, into the staging directory `staged`, beside the formats' files.
-    `modes` has the permissions of new files."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)

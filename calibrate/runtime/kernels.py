@@ -55,8 +55,8 @@ class _Linear(ctypes.Structure):
 
 
 class Linear:
-    """A linear layer for the kernel `function`. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and `scale`
-    (out,) float32 are contiguous."""
+    """A linear layer that the kernel `function` computes. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and
+    `scale` (out,) float32 are contiguous."""
 
     def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
         self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
@@ -162,7 +162,8 @@ class Kernels:
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns a linear layer for the kernel; the arguments are those of the class `Linear`."""
+        """Returns an object that computes a linear layer with the kernel of this target; the arguments are those of the
+        class `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
@@ -260,8 +261,9 @@ def digest(folder: Path) -> str:
 
 @cache
 def library() -> Kernels | None:
-    """Loads the compiled kernels of the best target that this processor runs, or of the one that OCTAVO_KERNELS names.
-    Returns None if there are none, if the variable is "none", or if they were compiled from other C files.
+    """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
+    variable OCTAVO_KERNELS names. Returns None if there are none, if the variable is "none", or if they were compiled
+    from other C files.
 
     Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
     """
