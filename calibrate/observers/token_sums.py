@@ -70,10 +70,10 @@ class TokenSums:
 def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
     """Returns the smallest and the largest value of `x`, and the sums of its tokens. The compiled kernels, where there
     are any, read `x` once for both. Raises ValueError if `x` is empty or contains NaN or infinities."""
-    x = x.detach()
     if (kernels := kernels_for(x)) and (statistics := kernels.row_statistics(x)) is not None:
         low, high, sums, squares = statistics
         return Extremes(low, high), TokenSums(x, RowSums(sums, squares))
+    x = x.detach()
     return extremes(x), TokenSums(x)
 
 
