@@ -1,6 +1,6 @@
 """Loads the checkpoints of quantized denoisers into the float pipeline that they were calibrated in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from octavo.capture.fingerprint import Origin
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_denoiser, load_pipeline, mapped_denoiser, model_directory
+from octavo.pipelines.loras import Lora, parse_loras
 
 # largest relative difference of two float tensors that count as equal: rounding to bfloat16, the coarsest dtype of a
 # model, changes a value by at most 2^-8
@@ -303,6 +304,7 @@ def open_pipeline(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    loras: Sequence[Lora] = (),
     **options: Any,
 ) -> Any:
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
@@ -310,9 +312,10 @@ def open_pipeline(
     ones.
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
-    are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a
-    checkpoint that does not name its model, and if `source` is a pipeline but `model` or `component` is not None;
-    MisfitError for a checkpoint of another model; FileError for damaged files.
+    are those of the float pipeline; `loras` are added to its weights. `options` are further arguments of
+    `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, if `source` is a pipeline but
+    `model` or `component` is not None, and if `source` is a checkpoint and there are `loras`; MisfitError for a
+    checkpoint of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -321,7 +324,10 @@ def open_pipeline(
             raise UsageError(
                 f"{source}: is a pipeline, but --model and --component only work with a checkpoint. Remove them."
             )
-        return load_pipeline(directory, dtype=dtype, device=device, **options)
+        return load_pipeline(directory, dtype=dtype, device=device, loras=loras, **options)
+    if loras:
+        fact = "cannot be added to integers"
+        raise UsageError(f"LoRA {loras[0]}: {fact}. Give it to octavo capture with --lora, and calibrate again.")
     if component is not None:
         places = {component: chosen_place(directory, places, component)}
     model = model or next(filter(None, (read_report(place).get("model") for place in places.values())), None)
@@ -340,16 +346,28 @@ def _quantized_pipeline(
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":
         dtype = torch.float32  # 16-bit floats are slow on a CPU
-    for name in models:
+    loras = loras_of(places.values())
+    for name in models if not loras else ():
         _check_stored_origin(places[name], model, name, **options)
     loaded: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
     dtype = dtype or next((denoiser.dtype for denoiser in loaded.values()), None)
-    pipe = load_pipeline(model, dtype=dtype, device=device, given=loaded, **options)
+    given = {} if loras else loaded
+    pipe = load_pipeline(model, dtype=dtype, device=device, given=given, loras=loras, **options)
+    if loras:  # they are added to a float denoiser before the quantized one takes its place
+        for name in models:
+            matching_origin(places[name], denoisers(pipe, (name,)))
+        pipe.register_modules(**{name: module.to(device) for name, module in loaded.items()})
     for name, record in records.items():
         if record.read is not None:
             module = matching_origin(places[name], denoisers(pipe, (name,)))[name]
             _install_layers(module, places[name], record.read(places[name]))
     return pipe
+
+
+def loras_of(places: Iterable[Path]) -> list[Lora]:
+    """Returns the LoRAs that were added to the float model of the checkpoints at `places` before it was calibrated,
+    from their reports. Raises UsageError for a LoRA file that does not exist."""
+    return parse_loras(next(filter(None, (read_report(place).get("loras") for place in places)), []))
 
 
 def _install_layers(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .files import DEMO_INT8 as DEMO_INT8
 from .files import model_directory as model_directory
 from .files import read_config, read_json
 from .inspection import Component, components_in, family_at, inspect_model
+from .loras import Lora, fuse_loras
 from .weights import stored_dtype, weights_of
 
 log = logging.getLogger(__name__)
@@ -73,19 +74,19 @@ def load_pipeline(
     strict: bool = False,
     trust_remote_code: bool = False,
     given: Mapping[str, nn.Module] | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Any:
     """Loads the pipeline in a directory, in eval mode; downloads nothing, opens no pickle.
 
     `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
     name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
     the text encoder. With `trust_remote_code`, code in the directory may run. With `offload` a component moves to
-    `device` only when it runs. The modules in `given` replace the components of the same names. Raises UsageError for a
-    missing directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code
+    `device` only when it runs. The modules in `given` replace the components of the same names. `loras` are added to
+    the weights. Raises UsageError for a missing directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code
     or pickle weights; MisfitError for weights that are missing or have the wrong shape (with `strict` also for surplus
     weights); NumbersError for NaN or infinity.
     """
-    device = device or torch.device("cpu")
-    family = family or family_at(directory)
+    device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:
         if (directory / "model_index.json").is_file():
             inspect_model(directory, trust_remote_code)
@@ -95,6 +96,7 @@ def load_pipeline(
     else:
         pipe = _load_diffusers(directory, dtype, device, strict, trust_remote_code, given or {})
     pipe.set_progress_bar_config(disable=True)
+    fuse_loras(pipe, loras)
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
     if not offload or device.type == "cpu":

@@ -24,6 +24,7 @@ from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
+from octavo.pipelines.loras import parse_loras
 
 from ..terminal import Terminal
 from ..words import DENOISER_FORMATS
@@ -129,6 +130,7 @@ def _model(
     pipe = load_pipeline(
         model_directory(source), dtype=DTYPES.get(manifest.get("dtype", "")),
         family=FAMILIES.get(manifest.get("family", "")), trust_remote_code=options.trust_remote_code,
+        loras=parse_loras(manifest.get("loras", [])),
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     for name in formats_of(options) if not isinstance(module, diffusers.ModelMixin) else ():

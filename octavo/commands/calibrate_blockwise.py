@@ -15,6 +15,7 @@ from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import UsageError
 from octavo.capture.files import staging
 from octavo.capture.fingerprint import Origin, fingerprint_of
 from octavo.capture.paging import page_out
@@ -73,6 +74,9 @@ def _mapped(
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)
+    if loras := capture.manifest.get("loras"):
+        fact = f"a LoRA ({loras[0]}) is added to the weights of the captured model, which needs all weights in memory"
+        raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
     directory = model_directory(source)
     family = family if family.load or family.pipelines else family_at(directory)
     dtype = DTYPES.get(capture.manifest.get("dtype", ""))

@@ -20,7 +20,7 @@ from octavo.pipelines.run import call_arguments
 from octavo.pipelines.weights import stored_dtype
 from octavo.prompts import read_prompts
 
-from ..checkpoints import check_deployed
+from ..checkpoints import check_deployed, loras_of
 from ..comparing.comparison import Comparison
 from ..comparing.machine import surroundings
 from ..joined_checkpoints import load_joined, places_in
@@ -85,7 +85,7 @@ def _comparison(
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
-        text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
+        text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code, loras=loras_of(places),
     )  # fmt: skip
     deployed = load_joined(pipe, places, options.component, device)
     folder = deployed.component.partition(" and ")[0].replace(".", "/")

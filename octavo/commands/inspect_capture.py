@@ -23,6 +23,8 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
     terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {contents['state']}")
     if manifest.get("model"):
         terminal.say(f"  model     {manifest['model']} ({manifest.get('dtype')})")
+    for lora in manifest.get("loras", []):
+        terminal.say(f"  LoRA      {lora}")
     source = f" ({manifest['prompts_source']})" if "prompts_source" in manifest else ""
     terminal.say(f"  prompts   {contents['prompts']} of {capture.planned}{source}")
     settings = ", ".join(
