@@ -1,1 +1,2 @@
-"""Format `ascend`: the layout that msModelSlim writes and MindIE-SD loads."""
+"""Format `ascend`: the files that msModelSlim, Ascend's quantization tool, writes and MindIE-SD, Ascend's library for
+diffusion models, loads."""

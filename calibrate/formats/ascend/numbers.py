@@ -129,8 +129,8 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads with `reader` the input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer, and returns
-    `layer` with these numbers and with the dtype of the input scale."""
+    """Returns `layer`, a W8A8 or W8A8_TIMESTEP layer, with the input scale, zero point, deq and quant_bias that
+    `reader` reads. The field `dtype` becomes that of the stored input scale, which is the dtype of the float layer."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -169,10 +169,10 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
     """Returns `layer` with one row of scale, zero point, deq and quant_bias for each timestep bin, in place of one row
-    for each denoising step. `levels` are the noise levels of the steps; `reader` gives the noise levels that separate
-    the bins.
+    for each denoising step. `levels` are the noise levels of the steps. The noise levels that separate the bins are
+    read from the checkpoint of `reader`.
 
-    Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
+    Raises FileError if a bin contains no step, or if the rows of two steps in the same bin differ.
     """
     edges, integers = reader.checkpoint.edges(reader.name), layer.integers
     bins = np.searchsorted(edges, np.array(levels, np.float32), side="right").tolist()  # as `noise_level.bins_of`
