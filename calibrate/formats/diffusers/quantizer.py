@@ -80,7 +80,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         self._keep: frozenset[str] = frozenset()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises UsageError for a device_map with "disk": accelerate would cast the integers before writing them."""
+        """Raises UsageError for a device_map with "disk", because accelerate would cast the integers when it writes
+        them to disk."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UsageError(
                 "device_map: integer layers cannot be offloaded to disk. Replace 'disk' in it by a device or 'cpu'."

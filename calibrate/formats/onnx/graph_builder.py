@@ -167,8 +167,8 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Renames the first axis of the graph's inputs and outputs to `batch`, in place. An axis of fixed length keeps its
-    name; the exporter names an axis of variable length by a number."""
+    """Gives the name `batch`, in place, to the axis of variable length that comes first in an input of the graph, and
+    to the same axis of the other inputs and outputs. The exporter names this axis by a number."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
