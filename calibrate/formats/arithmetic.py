@@ -25,8 +25,8 @@ class ErrorRatios(NamedTuple):
     """The errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause. A ratio
     above 1.0 is a fault.
 
-    `scales` is the ratio of deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
-    here `scales` is the ratio of the error of its output in float32. `bias` is the ratio of quant_bias, which should
+    `scales` is the ratio for deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
+    its `scales` is the ratio for the error of its output in float32. `bias` is the ratio for quant_bias, which should
     have the effect of the float bias and the zero point; 0.0 for a W8A8_DYNAMIC layer, which has no quant_bias.
     `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
     """
@@ -103,7 +103,8 @@ def correction_ratio(layer: Integers) -> float:
 @np.errstate(all="ignore")
 def _correction(layer: Integers) -> float:
     """Returns the largest absolute bias correction in a layer's quant_bias: the difference between quant_bias and the
-    value that the float bias and the zero point alone would give it. The unit is 1 of the int32 sum of products."""
+    value that the float bias and the zero point alone would give it. Like quant_bias, it is in the unit of the int32
+    sum."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
         _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))

@@ -82,8 +82,8 @@ def check_rotation(formats: Sequence[str], rotation: str) -> None:
 
 
 def folding(formats: Sequence[str]) -> bool:
-    """Returns whether smoothing factors may be folded into float parameters. This needs software that loads the float
-    parameters from the checkpoint, for each of `formats`."""
+    """Returns whether smoothing factors may be folded into float parameters: True if the software that loads each of
+    `formats` takes the float parameters from the checkpoint."""
     return all(format_named(name).folds for name in formats)
 
 
@@ -96,8 +96,8 @@ def check_model(formats: Sequence[str], model: nn.Module) -> None:
 
 
 def multiplying(formats: Sequence[str]) -> bool:
-    """Returns whether layers may multiply their inputs by smoothing multipliers. This needs formats that hold the
-    multipliers, for each of `formats`."""
+    """Returns whether layers may multiply their inputs by smoothing multipliers: True if each of `formats` can hold the
+    multipliers."""
     return all("Multiply" in format_named(name).transforms for name in formats)
 
 
@@ -110,8 +110,8 @@ def _check_model_and_parameters(model: nn.Module, result: Result, formats: Seque
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder of the checkpoint that the format `name` is written into: a subfolder called `name` if a
-    format before it in `formats` has files of the same names, else ".", the checkpoint's directory itself."""
+    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: `name` if a
+    format before it in `formats` has files of the same names, else "."."""
     before = formats[: list(formats).index(name)]
     return name if format_named(name).files in {format_named(other).files for other in before} else "."
 

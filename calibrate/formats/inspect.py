@@ -49,8 +49,8 @@ def check(directory: Path | str) -> list[Verdict]:
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Returns whether a checkpoint is sound: true if no verdict is negative that Octavo, or the software for one of the
-    checkpoint's formats, gives.
+    """Returns whether a checkpoint is sound: whether all `verdicts` are positive that come from Octavo or are about
+    software that loads one of the checkpoint's formats.
 
     `names` are the checkpoint's formats; an empty set stands for `ascend`. Verdicts on the subjects in a format's
     `optional` do not count.

@@ -62,7 +62,8 @@ class Manifest(NamedTuple):
 
     @property
     def covers_directory(self) -> bool:
-        """True if this manifest is for its whole directory, so that a file which it does not list is out of place."""
+        """True if the manifest is named octavo.manifest. Such a manifest is for its whole directory, so a file that it
+        does not list is out of place."""
         return self.path.name == MANIFEST
 
 
@@ -80,8 +81,8 @@ class Verified(NamedTuple):
 
 
 def manifest_for(name: str) -> str:
-    """Returns the file name of the manifest of the export called `name`, for a directory that may hold other exports
-    too."""
+    """Returns the file name of the manifest of the export called `name`, octavo-NAME.manifest. Other exports may be in
+    the same directory, each with a manifest of its own."""
     return MANIFEST.replace(".", f"-{name}.")
 
 

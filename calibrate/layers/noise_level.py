@@ -1,9 +1,8 @@
 """Records the noise level of the current call of a denoiser, for layers with one range for each timestep bin (an
 interval of noise levels).
 
-A denoiser receives the noise level as its time argument, mostly `timestep`, a monotone function of sigma. The noise
-level of a given sigma is the same whatever the number of denoising steps. So ranges calibrated in 28 steps also apply
-in 20 or 50.
+A denoiser receives the noise level as its time argument, mostly `timestep`. This argument is a monotone function of
+sigma alone, whatever the number of denoising steps. So ranges calibrated in 28 steps also apply in 20 or 50.
 """
 
 import inspect

@@ -1,2 +1,2 @@
-"""Format `ascend`: the files that msModelSlim, Ascend's quantization tool, writes and MindIE-SD, Ascend's library for
-diffusion models, loads."""
+"""Format `ascend`: the files of msModelSlim, Ascend's tool for quantization. MindIE-SD, Ascend's library for diffusion
+models, loads them."""

@@ -72,7 +72,7 @@ class Checkpoint:
 
     def _schemes(self) -> dict[str, str]:
         """Returns a dict from the name of each integer layer to its scheme. If a layer X has a smoothing multiplier,
-        the description names its weight X.linear.weight, not X.weight; the dict has it as X too."""
+        the description names its weight X.linear.weight, not X.weight; the key in the dict is still X."""
         schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
@@ -106,8 +106,8 @@ class Checkpoint:
     def levels(self) -> tuple[float, ...]:
         """The noise levels of the rows of the checkpoint: each W8A8_TIMESTEP layer has one row of scales, zero points,
         deq and quant_bias for each level. They are the noise levels of the denoising steps for which the checkpoint was
-        written. If it was written without steps, there is one level in each timestep bin. Empty without W8A8_TIMESTEP
-        layers.
+        written. If it was written without steps, each timestep bin contains at least one of the levels. Empty without
+        W8A8_TIMESTEP layers.
 
         Reading the property raises FileError if the metadata of the weight file are damaged.
         """
@@ -181,9 +181,9 @@ def file_names_in(directory: Path) -> tuple[str, str]:
 
 
 def rank_of(stem: str) -> str:
-    """Returns the number of a rank (a process of a distributed run) at the end of `stem`, a file name without its
-    extension, with the underscore before it, such as "_0". Returns "" if there is none. MindIE-SD finds the rank of a
-    file in this way."""
+    """Returns the part of a file name that gives its rank, a process of a distributed run: the underscore and the
+    digits at the end of `stem`, the name without extension, such as "_0". Returns "" if there is none. MindIE-SD reads
+    the rank of a file in the same way."""
     match = re.search(r"_\d+$", stem)
     return match[0] if match else ""
 

@@ -8,8 +8,8 @@
 - A description whose stem ends in _<digits> belongs to the rank with this number in a distributed run.
 - A layer is quantized if it is an nn.Linear and the description gives an algorithm for its name, NAME.weight or
   NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
-- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. A W8A16 layer X reads
-  X.linear.*, but does not multiply its input.
+- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. A W8A16 layer ignores its
+  mul_scale.
 - The bias is read only if the layer of the float model has one.
 - W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype in which the model runs.
 - W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the

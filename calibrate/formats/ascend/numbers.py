@@ -52,13 +52,15 @@ class LayerReader(NamedTuple):
     name: str
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads the layer's tensor `key`, the last part of the tensor's name, such as "weight". Raises FileError if it
-        is missing, or has a dtype not in `dtypes` or another shape than `shape`; None allows any shape."""
+        """Returns the values of the layer's tensor `key`, the last part of the tensor's name, such as "weight". Raises
+        FileError if the tensor is missing, if its dtype is not in `dtypes`, or if its shape is not `shape`; None allows
+        any shape."""
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
     def floats(self, key: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> Floats:
-        """Reads the layer's float tensor `key`, the last part of the tensor's name, such as "bias". Raises FileError if
-        it is missing, or has a dtype not in `dtypes` or another shape than `shape`."""
+        """Returns the values in float32 and the stored dtype of the layer's float tensor `key`, the last part of the
+        tensor's name, such as "bias". Raises FileError if the tensor is missing, if its dtype is not in `dtypes`, or if
+        its shape is not `shape`."""
         return _floats(self.checkpoint, self.checkpoint.prefix(self.name) + key, shape, dtypes)
 
     def fault(self, key: str, fact: str) -> OctavoError:

@@ -16,8 +16,8 @@ from ...layers.noise_level import bins_of
 class StepRows(NamedTuple):
     """Holds which timestep bins of a W8A8_TIMESTEP layer the denoising steps of a run fall into.
 
-    `bins` (steps,) has the index of the bin for each step. Bins without a step are not written; `edges` are noise
-    levels that separate the others, one between each two neighbours.
+    `bins` (steps,) has the index of the bin for each step. `edges` are noise levels that separate the bins that have a
+    step, one between each two neighbours. Bins without a step are not written.
     """
 
     bins: Tensor
@@ -25,10 +25,11 @@ class StepRows(NamedTuple):
 
 
 def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
-    """Returns the timestep bin of a layer that each denoising step of a run falls into.
+    """Returns the timestep bin of a layer that each denoising step of a run falls into, and noise levels that separate
+    the bins that have a step.
 
-    `edges` are the noise levels that separate the layer's bins, increasing; `levels` are the noise levels of the steps,
-    in the order of the steps.
+    `edges` are the noise levels that separate all of the layer's bins, increasing; `levels` are the noise levels of the
+    steps, in the order of the steps.
     """
     bins = bins_of(torch.tensor(levels, dtype=torch.float32, device=edges.device), edges)
     used = bins.unique()

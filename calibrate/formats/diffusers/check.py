@@ -74,9 +74,9 @@ def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
 
 
 def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Returns dtype and shape of each tensor that an integer layer of this `kind` must have, by the last part of the
-    tensor's name, such as "deq". `shape` is that of the layer's weight. The dtype None stands for any float dtype. The
-    bias of the float layer is optional and left out."""
+    """Returns the tensors that an integer layer of this `kind` must have: a dict from the last part of the tensor's
+    name, such as "deq", to dtype and shape. `shape` is that of the layer's weight. The dtype None stands for any float
+    dtype. The bias of the float layer is optional and left out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8", shape),

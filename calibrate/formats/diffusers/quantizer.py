@@ -1,9 +1,9 @@
 """Loads and saves integer layers through diffusers: the quantizer and the config for `quant_method` "octavo".
 
 diffusers builds the model on the meta device, lets the quantizer replace layers by integer layers, and then hands over
-the stored tensors one by one. Before the first tensor, the names, dtypes and shapes of all are compared with the model,
-so that no tensor stays random and no integer layer stays float. Scales and integers keep their stored dtype;
-`torch_dtype` changes float tensors only.
+the stored tensors one by one. Before the first tensor, the names, dtypes and shapes of all stored tensors are compared
+with those of the model, so that no tensor stays random and no integer layer stays float. Scales and integers keep their
+stored dtype; `torch_dtype` changes float tensors only.
 """
 
 from collections.abc import Iterable, Mapping

@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class _GraphIndex:
-    """Finds parts of a graph by name: the initializer called so, or the node that computes the tensor called so."""
+    """Finds parts of a graph by name: the initializer with a given name, and the node whose output has a given name."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, proto = graph, graph.proto

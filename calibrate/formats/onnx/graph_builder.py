@@ -127,8 +127,8 @@ def float_graph(traced: "ModelProto") -> "ModelProto":
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
     """Renames the output of each placeholder, a node that stands for an integer layer during tracing, to the name of
-    the layer: the exporter gives outputs only numbers. `order` has the name of each placeholder's layer, by its index;
-    `builder` makes the names unique."""
+    the layer, because the exporter gives outputs only numbers. `order` is the list of the layers' names, in which a
+    placeholder has its index; `builder` makes the names unique."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}

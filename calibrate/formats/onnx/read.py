@@ -27,7 +27,7 @@ _REMEDY = "Export the graph again."
 
 class Graph(NamedTuple):
     """A graph read from the file at `path`: the SHA-256 `digest` and the `size` in bytes of that file, and `external`,
-    the bytes of its tensors that are in other files."""
+    the number of bytes of the graph's tensors that are in other files."""
 
     path: Path
     proto: "ModelProto"

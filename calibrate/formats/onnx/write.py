@@ -71,8 +71,8 @@ def write_all(
     together, the large ones are written to the path of the graph + ".data".
 
     Raises:
-    - UsageError: an `arch` that cannot begin a file name; `example` is None; onnx is not installed; `input_names` without
-      a different name for each input; a layer that is not static W8A8
+    - UsageError: an `arch` that cannot begin a file name; no `example`; onnx is not installed; `input_names` that do
+      not give each input a name of its own; a layer that is not static W8A8
     - MisfitError: a model that torch.onnx cannot export, or a layer that the call does not reach
     - NumbersError: a weight scale outside float32, or a bias outside int32
     - StorageError: `target` cannot be written

@@ -80,8 +80,8 @@ def write_torchao(
 
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
     are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
-    value. More than `shard` bytes are split into several files. Raises UsageError for a layer that the format cannot
-    hold and for a model that is not a diffusers model, NumbersError for a number that is not finite.
+    value. Weights above `shard` bytes are split into several files. Raises UsageError for a layer that the format
+    cannot hold and for a model that is not a diffusers model, NumbersError for a number that is not finite.
     """
     config = config_of(model)
     axes = axes or {}
@@ -143,8 +143,8 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
     """Returns the scales of the weight's output channels, (out,). For a static layer they are deq / input scale, where
     deq is the rounded product of input scale and weight scale.
 
-    A channel whose weights are all zero keeps the weight scale of the layer, because its deq is no such product; it is
-    chosen for the channel's bias alone.
+    A channel whose weights are all zero keeps the weight scale of the layer: its deq is chosen for its bias alone and
+    is no such product.
     """
     if not layer.calibrated:
         return layer.weight_scale
