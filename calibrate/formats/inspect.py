@@ -31,8 +31,8 @@ def quantized_parts(pipeline: Path) -> list[Path]:
 
 def check(directory: Path | str) -> list[Verdict]:
     """Returns the verdicts on the checkpoint in `directory`, format by format, and one negative verdict for each format
-    that `octavo inspect` looks for and does not find. A directory without files of any format is checked for DEFAULT
-    only.
+    that `octavo inspect` looks for and does not find. A directory without files of any format is checked only for the
+    format DEFAULT, `ascend`.
 
     A file that cannot be read gives a negative verdict, not an error.
     """
@@ -49,11 +49,11 @@ def check(directory: Path | str) -> list[Verdict]:
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
-    its formats are positive.
+    """Returns whether a checkpoint is sound: whether all `verdicts` are positive that come from Octavo or are about
+    software that loads one of the checkpoint's formats.
 
-    `names` are the checkpoint's formats; an empty set stands for DEFAULT. A verdict on a subject that a format lists as
-    `optional` does not count.
+    `names` are the checkpoint's formats; an empty set stands for `ascend`. Verdicts on the subjects in a format's
+    `optional` do not count.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

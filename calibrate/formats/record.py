@@ -47,9 +47,9 @@ class Writer(Protocol):
     """A function that writes the files of one format into the existing folder `directory`, with the permissions
     `modes`.
 
-    `layers` is a dict from layer name to integer layer. `model` is the float model, or has the integer layers
-    installed. `deployment` holds what some formats need besides, such as noise levels. Raises UsageError for layers
-    that the format cannot hold, and NumbersError for a number to be written that is NaN or infinite.
+    `layers` is a dict from layer name to integer layer. `model` is the float model, or the same model with the integer
+    layers in place. `deployment` holds what some formats need besides, such as noise levels. Raises UsageError for
+    layers that the format cannot hold, and NumbersError for a number to be written that is NaN or infinite.
     """
 
     def __call__(

@@ -47,13 +47,13 @@ def write_ascend(
     *,
     timesteps: Sequence[float] | None = None,
 ) -> None:
-    """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
-    `modes` has the permissions of new files.
+    """Writes the weight file and the description into an existing directory. `names` are the names of these two files;
+    None stands for the names that MindIE-SD expects. `modes` has the permissions of new files.
 
-    `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
-    call the denoiser, step by step. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row
-    for each of them, or for each timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as
-    tensors and never folded into float parameters, which MindIE-SD takes from the float model.
+    `model` is the float model, with or without `layers` in place of its float layers. `timesteps` are the noise levels
+    of the denoising steps. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row for each
+    step. If `timesteps` is None or empty, they get a row for each timestep bin. Smoothing multipliers are written as
+    tensors and never folded into float parameters, because MindIE-SD takes float parameters from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -70,11 +70,12 @@ def write_ascend(
 def tensors_and_description(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns two dicts by tensor name: the tensors of the checkpoint, and the description, which has each tensor's
-    scheme or "FLOAT".
+    """Returns two dicts with the names of the tensors as keys: the tensors to be written, and the description, which
+    has each tensor's scheme or "FLOAT".
 
-    `layers` has the integer layers by all their names; a layer that is used in several places has several. `levels` are
-    the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and quant_bias.
+    `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
+    names. `levels` are the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and
+    quant_bias.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -94,9 +95,9 @@ def tensors_and_description(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's name of the tensor without the
-    name of the layer, such as "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise
-    levels of the denoising steps."""
+    """Yields the Ascend name and the tensor of each tensor of one layer. The name, such as "weight", does not begin
+    with the name of the layer. The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels
+    of the denoising steps."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

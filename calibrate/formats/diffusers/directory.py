@@ -94,10 +94,11 @@ def find_method(directory: Path, method: str, folder: str) -> Path | None:
 
 
 def method_at(directory: Path) -> str | None:
-    """Returns the quant_method in a directory's config.json; None for a float model, and for a directory without a
-    model of diffusers.
+    """Returns the quant_method in the config.json of a directory. Returns None if there is no config.json, or if it has
+    no quantization_config, as for a float model.
 
-    Raises FileError for weights whose config.json is missing or damaged, and for int8 weights without a quant_method.
+    Raises FileError if config.json is damaged, if it is missing beside weights, or if it has no quantization_config
+    although the weights are int8.
     """
     path = directory / CONFIG_FILE
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
