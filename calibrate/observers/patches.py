@@ -34,8 +34,8 @@ class Patches:
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of the
-        convolution's weight, flattened after its first axis."""
+        """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of
+        `weight.flatten(1)`, where `weight` is the convolution's weight."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True

@@ -136,10 +136,10 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
 
     `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. `scheme` is the
     rule by which the input becomes codes. The error of a range is an estimated squared error: that of rounding,
-    scale**2 / 12, plus that of clipping. The clipping error is the mean over the folds, each with the range of the
-    other folds: of the fold's values, the share `share` is assumed to lie as far outside that range as the farthest
-    value does. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises
-    ValueError if nothing was observed.
+    scale**2 / 12, plus that of clipping. To estimate the clipping error, each fold is judged with the range of the
+    other folds: the share `share` of the fold's values is assumed to lie as far outside that range as the farthest
+    value. The mean over the folds is used. A bin has few folds, so its clipping error is taken to be at least the mean
+    over all bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:

@@ -28,7 +28,7 @@ def depth_of(source: tuple[int, int]) -> int:
 
     The depth is the number of leading zero bits of a 64-bit hash of `source`. So half of all sources have depth 0, a
     quarter have depth 1, and so on. Within calls that are a fixed number of positions apart, such as every third call,
-    the calls of each depth are evenly spread, because the position is hashed by multiplication with the golden ratio
+    the calls of each depth are spaced evenly, because the position is hashed by multiplication with the golden ratio
     (Fibonacci hashing: Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4). The index, multiplied by
     the square root of 2, is added to the hash.
     """

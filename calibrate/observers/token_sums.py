@@ -54,7 +54,7 @@ class TokenSums:
 
     def __init__(self, x: Tensor, sums: RowSums | None = None) -> None:
         """Reads the values of `x`, a tensor with any number of axes that is not empty. `sums` has the sums of the rows
-        where they are known already."""
+        if they are known already; None: they are computed here or later."""
         self.count = x.numel()
         self.cache: tuple[list[weakref.ref[TokenSums]], Moments] | None = None
         self.copy: Tensor | None = None

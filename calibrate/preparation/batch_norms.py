@@ -240,9 +240,9 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
 
 
 def _close(before: Any, after: Any) -> bool:
-    """Returns whether `before` and `after`, two outputs of a model, are equal up to rounding. They are if the
-    difference of each two floating-point tensors has a norm of at most `t` times the norm of the tensor in `before`; t
-    is 1e-4, or 64 times the eps of the dtype if that is more."""
+    """Returns whether two outputs of a model, `before` and `after`, are equal up to rounding: for each floating-point
+    tensor, norm(after - before) <= t * norm(before), where t is the larger of 1e-4 and 64 times the eps of the
+    dtype."""
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     for old, new in pairs:
         if isinstance(old, Tensor) and old.is_floating_point():

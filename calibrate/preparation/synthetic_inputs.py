@@ -140,9 +140,9 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list, to which each call of a batch norm inside the `with` statement appends a loss. The loss is the
-    squared difference between the batch norm's input and the stored statistics, in mean and in standard deviation, in
-    units of the stored standard deviation; it is averaged over the channels."""
+    """Yields a list, to which each call of a batch norm inside the `with` statement appends a loss. The loss compares
+    the batch norm's input with the stored statistics: the squared difference of the means plus that of the standard
+    deviations, in units of the stored standard deviation, averaged over the channels."""
     losses: list[Tensor] = []
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

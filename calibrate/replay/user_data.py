@@ -95,8 +95,8 @@ def _unknown(value: Any) -> str:
 
 
 def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Callable[[], Iterable[Any]] | None:
-    """Returns a function that returns the calls made of all samples in `data`, each time it is called; None if `data`
-    is None or an empty list or iterator.
+    """Returns a function that returns the same calls each time it is called: one for each sample in `data`. Returns
+    None if `data` is None or an empty list or iterator.
 
     The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, may be read again;
     the calls are always the samples of the first pass (see `Passes`). Raises FileError for data that are not an

@@ -110,8 +110,9 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
     """Returns the least-squares problem of rounding a weight. Its target is the float weight that gives the best output
-    when the input is quantized, divided by the scale that `scheme` requires. Its Hessian is G below, with damping.
-    Without inputs, the target is the weight itself, and the Hessian the identity.
+    when the input is quantized, divided by the scale that follows from its largest value. Its Hessian is G below,
+    divided by the mean of G's diagonal, with damping. Without inputs, the target comes from the weight itself, and the
+    Hessian is the identity. `scheme` says which codes a weight can have.
 
     With w the float weight, x the layer's input and xq the values of its codes, the target v minimises sum (w x - v
     xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and C = sum xq x^T. lambda

@@ -145,9 +145,9 @@ def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey]
 def batches_of(
     lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
-    """Divides `lists`, each of layers that share one input, into batches of lists whose `Sums` together fit in
-    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own. `surveys`
-    give the number of channels of each input, and `method` what is summed."""
+    """Divides `lists` into batches whose `Sums` together fit in `sums_bytes` bytes, and yields the batches. Each list
+    has the names of layers that share one input, and so one `Sums`. A list whose `Sums` alone are larger is a batch of
+    its own. `surveys` give the number of channels of each input, and `method` what is summed."""
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:

@@ -111,8 +111,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def empty_output(query: Tensor, value: Tensor) -> Tensor:
-    """Returns memory for the output (..., heads, rows, e) of attention on `query` and `value`, in which all heads of a
-    row lie side by side, as models read them next."""
+    """Returns memory for the output (..., heads, rows, e) of attention on `query` and `value`. In memory the axes have
+    the order (..., rows, heads, e), because models next read all heads of a row together."""
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 

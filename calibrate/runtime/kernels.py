@@ -1,7 +1,7 @@
 """Python bindings of the kernels in native/, which are compiled when Octavo is installed. Without them torch computes.
 
-The library holds the kernels once for each target: a set of vector instructions. The best one that this processor runs
-is used; the environment variable OCTAVO_KERNELS names another target, or "none".
+The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
+runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".
 """
 
 import ctypes
@@ -265,8 +265,8 @@ def digest(folder: Path) -> str:
 @cache
 def library() -> Kernels | None:
     """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
-    variable OCTAVO_KERNELS names. Returns None if there are none, if the variable is "none", or if they were compiled
-    from other C files.
+    variable OCTAVO_KERNELS names. Returns None if no kernels were compiled or this processor runs none of the targets,
+    if the variable is "none", or if the kernels were compiled from other C files.
 
     Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
     """

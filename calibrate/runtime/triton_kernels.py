@@ -104,9 +104,10 @@ def _sums(
     x, weight, scale, row, channel, ins,
     FLOAT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sums (ROWS, OUTS) of products of the rows `row` of `x` and the rows `channel` of `weight`. Reads INS
-    of the `ins` columns at a time. Without FLOAT the sums are int32. With FLOAT they are float32, and the weight's
-    codes are first multiplied by `scale` (OUTS,) and rounded to the dtype of `x`."""
+    """Returns the sums (ROWS, OUTS) of products of two sets of rows: those of `x` with the indices `row` (ROWS,), and
+    those of `weight` with the indices `channel` (OUTS,). Reads INS of the `ins` columns at a time. Without FLOAT the
+    sums are int32. With FLOAT they are float32, and the weight's codes are first multiplied by `scale` (OUTS,) and
+    rounded to the dtype of `x`."""
     column = tl.arange(0, INS)
     left = x + row[:, None] * ins + column[None, :]
     right = weight + channel[None, :] * ins + column[:, None]
