@@ -73,8 +73,8 @@ def hooked(
     from module name to hook; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
-    output. If a hook returns None, it changes nothing; other results are used as torch does. If `always_call` is True,
-    the hooks in `after` also run when the forward raised an exception; the output is then None.
+    output. A result other than None replaces the arguments or the output, as in torch. If `always_call` is True, the
+    hooks in `after` also run when the forward raised an exception; the output is then None.
     """
     handles = []
     try:
