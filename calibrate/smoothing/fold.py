@@ -28,8 +28,9 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """Names one source of the input of smoothed layers, into which their smoothing factors are folded: the outputs from
-    index `start` on of the layer or norm `target`, or the numbers from `start` on of the flattened parameter `target`.
+    """Names one source of the input of smoothed layers. Their smoothing factors are folded into the outputs of the
+    layer or norm `target`, or, if `target` is a parameter, into its flattened numbers: factor i into output or number
+    `start` + i.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
@@ -48,8 +49,8 @@ class FoldGroup(Protocol):
     """A smoothing group: layers whose inputs are divided by the same smoothing factors, because they share an input or
     because their inputs come from the same sources.
 
-    `folds` are the only sources of these inputs, and their outputs reach no other layers. If `folds` is empty, the
-    factors of these layers cannot be folded.
+    `folds` are the only sources of these inputs, and the outputs of these sources reach no other layers. If `folds` is
+    empty, the factors of these layers cannot be folded.
     """
 
     @property
@@ -186,8 +187,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with these `numbers`, whose input ranges are known, adds to the product of weight
-    and input for each output channel, float64 (out,).
+    """Returns the offset, float64 (out,), that a layer adds to the product of weight and input for each output channel.
+    `numbers` describe the layer, whose input ranges have to be known.
 
     The offset of a channel is its float bias, unless the value of the integer bias (quant_bias) differs from the float
     bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of quant_bias.
