@@ -51,10 +51,9 @@ def calibrate(
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
     except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for settings that do not fit or a budget without `trajectory`; FileError for a module name that a
-    checkpoint cannot hold; MisfitError for no calls or a call that does not fit; NumbersError for NaN or Inf in
-    weights, inputs or outputs, if no layer can become integers, and with `settings.strict` if one never ran;
-    DeviceError if memory is too small.
+    Raises UsageError for unfit settings or a budget without `trajectory`; FileError for a module name that no
+    checkpoint can hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or outputs,
+    if no layer can become integers, and with `settings.strict` if one never ran; DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):

@@ -33,7 +33,7 @@ _MANIFEST: Kind = fields(
 class CallHeader(NamedTuple):
     """Describes a recorded call without its arguments.
 
-    `component` is the name of the denoiser, `index` the number of the call among its calls in the unit, `step` the
+    `component` is the name of the denoiser, `index` the number of the call among the denoiser's in the unit, `step` the
     denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond".
     """
 
@@ -47,7 +47,7 @@ class CallHeader(NamedTuple):
 class Call(NamedTuple):
     """Holds a recorded call of the denoiser `component`.
 
-    `index` is the number of the call among its calls in the unit, `step` the denoising step, `timestep` the noise
+    `index` is the number of the call among the denoiser's in the unit, `step` the denoising step, `timestep` the noise
     level, and `context` the pipeline's name for the call, such as "cond". `args` and `kwargs` are the arguments.
     """
 
@@ -64,8 +64,8 @@ class Unit(NamedTuple):
     """The content of a unit.json: describes the calls of one prompt, without their tensors.
 
     `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` is the size of all
-    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once. `name` is the
-    name of the unit's directory, `digest` that of the file.
+    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once. `name` is the name of the
+    unit's directory, `digest` the SHA-256 of unit.json.
     """
 
     index: int  # type: ignore[assignment]
