@@ -134,9 +134,10 @@ def _mixed(
     search: Search,
     work: Work,
 ) -> Mixture:
-    """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
-    returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
-    of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is None."""
+    """Chooses a scheme for each layer within the limits of `settings.budget`, by the error of the final latents that
+    `trajectory` returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from
+    and the number of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is
+    None."""
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(

@@ -55,10 +55,10 @@ def learning_curve(
     work: Work,
 ) -> list[dict[str, Any]]:
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
-    report.json: {calls, prompts, output_sqnr in dB}. There is one row for each snapshot in `chosen`. A snapshot holds
-    the ranges and surveys that the calls of the first 1, 2, 4, ... prompts gave.
+    report.json: {calls, prompts, output_sqnr in dB}. There is one row for each of the latest snapshots in `chosen`, at
+    most three. A snapshot holds the ranges and surveys that the calls of the first 1, 2, 4, ... prompts gave.
 
-    For each snapshot, the choices are made from its ranges and surveys, the layers of `plan` in `model` become integer
+    For each of these, the choices are made from its ranges and surveys, the layers of `plan` in `model` become integer
     layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. A last row is for all calls, with
     weights rounded to the nearest. It is missing if the calibration's result itself has such weights, because the
     caller measures the result. Returns [] where measuring would take too long, and where no choices can be made from

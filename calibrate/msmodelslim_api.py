@@ -174,7 +174,7 @@ def _check_keep_acc(methods: Any) -> None:
 
 
 class Calibrator:
-    """Calibrates a model and writes the checkpoint. The caller's model is not changed.
+    """Calibrates a model and writes the checkpoint. Octavo does not change the caller's model.
 
         calibrator = Calibrator(model, QuantConfig(act_method=1, quant_mode=1), calib_data)
         calibrator.run()
@@ -184,9 +184,9 @@ class Calibrator:
     arguments, or a pair (args, kwargs); it holds the arguments of the model's forward, and no targets such as labels.
     `calib_data` may also be another iterable, such as a DataLoader that shuffles or augments: the samples of its first
     pass are kept in memory, up to 1 GiB. Larger data are read again in each pass; if a sample then differs from that of
-    the first pass, `run` raises MisfitError. The calls are not changed. `fuse_module_call_back(model)` is called first,
-    and may change the model. Batch norms that remain are folded into the convolutions before them, in a copy of the
-    model.
+    the first pass, `run` raises MisfitError. The calls are not changed. `fuse_module_call_back(model)`, a function of
+    the caller, is called first, and may change the model. Batch norms that remain are folded into the convolutions
+    before them, in a copy of the model.
 
     The model may be inside DataParallel, a Listener or another wrapper of capture/wrappers.py; layers then have the
     names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is

@@ -255,9 +255,11 @@ def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str])
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists that contain modules.
+    """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists. Members that contain
+    no other modules, such as single layers, are left out.
 
-    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's blocks.
+    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's
+    blocks.
     """
     blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

@@ -259,7 +259,7 @@ def _make_staging(path: Path, descriptors: list[int]) -> bool:
 
 @cache
 def _kernel() -> str:
-    """Returns eight hexadecimal digits that identify the running kernel, outside of which its locks are not seen."""
+    """Returns eight hexadecimal digits for the running kernel: only its own processes see each other's locks."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # containers of a machine share it
     except OSError:
@@ -292,8 +292,8 @@ def _clean_abandoned(directory: Path) -> None:
 def _is_removable(path: Path) -> bool:
     """Returns whether the staging directory `path` may be removed, because its process has surely or probably ended.
 
-    For a directory whose process ran on another machine, or on this one before the last reboot. Returns True if the
-    directory is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED
+    Only for a directory whose process ran on another machine, or on this one before the last reboot. Returns True if
+    the directory is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED
     seconds.
     """
     try:

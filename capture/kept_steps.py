@@ -11,7 +11,7 @@ class KeepRule:
     """A rule that says which steps of a run are stored: all, every:N or spread:N.
 
     every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last. `kind` is
-    "all", "every" or "spread", and `number` is N.
+    the word before the colon, and `number` is N.
     """
 
     kind: str

@@ -109,8 +109,8 @@ class Blocks:
 
     def rehearse(self, calls: Iterable[Call]) -> None:
         """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs, by running some
-        of `calls`: the first one of each kind. Calls that differ only in tensors and numbers are of the same kind;
-        another list of layers to skip makes another kind."""
+        of `calls`: the first one of each kind. Calls that differ only in tensors and numbers are of one kind; calls
+        with different lists of layers to skip are not."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -381,8 +381,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns the block names `ran`, in their order, and between them those of `names` that `ran` lacks: each directly
-    behind the nearest name before it in `names` that is already in the order."""
+    """Returns `ran`, an order of block names, with the names that it lacks inserted: the block names of `names`. Each
+    is put directly behind the nearest name before it in `names` that is in the order already."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

@@ -75,9 +75,9 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """Returns the choice with the lowest price of time that keeps both limits, of bytes and of time; None if no such
-    choice is found. For a price, `priced(price)` returns the choice with the least sum of errors + price * time.
-    `groups` has the options of each group of layers."""
+    """For a price of time, `priced(price)` returns the choice with the least sum of errors + price * time. Returns this
+    choice for the lowest price at which it keeps both limits, of bytes and time; None if there is none. `groups` has
+    the options of each group of layers."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice

@@ -136,8 +136,8 @@ def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> lis
     blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
-    such as attn or ff, are a group, or, if these are still too many groups, all layers of a block. Each layer outside
-    the blocks is always a group of its own.
+    such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group. Each layer
+    outside the blocks is always a group of its own.
     """
     block_of = {name: next((prefix for prefix in blocks if name.startswith(prefix + ".")), None) for name in names}
     divided: list[tuple[str, ...]] = []

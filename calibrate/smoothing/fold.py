@@ -132,8 +132,8 @@ def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Ten
 
 
 def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
-    """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or if
-    a member is None, which stands for a layer that stays float."""
+    """Returns the mul_scale of the layers `members` if it is the same for all; None if a layer has another mul_scale or
+    no mul_scale, or if a member is None, which stands for a layer that stays float."""
     return _common([None if member is None else member.mul_scale for member in members])
 
 
@@ -170,9 +170,9 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
-    """Returns the `Numbers` (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
-    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if such a layer cannot be
-    made."""
+    """Returns the `Numbers` (weight, scales, bias and so on) of a layer that computes y * factors + plus, where y is
+    the output of `layer`, with the same int8 codes. `factors` and `plus` are (out,) float64. Returns a text with the
+    reason if such a layer cannot be made."""
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None

@@ -255,8 +255,8 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
 
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors, rounded to the model's dtype,
-    so that weights are divided by exactly the numbers that multiply the input.
+    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors. The multiplier is rounded to
+    the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally

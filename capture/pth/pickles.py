@@ -1,8 +1,8 @@
 """Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
 
 Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
-Only a file that passes is loaded with torch.load: with `weights_only`, or with `DataUnpickler` if its pickles have
-another protocol than 2, because `weights_only` reads no other.
+Only a file that passes is loaded with torch.load: with `weights_only`, or, if its pickles have another protocol than 2,
+which `weights_only` cannot read, with `DataUnpickler`.
 """
 
 import codecs
@@ -206,7 +206,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """Wraps `file` so that `read` raises EOFError for a `count` of more than `size` bytes.
+    """Wraps `file` so that `read(count)` raises EOFError if `count` is more than `size` bytes.
 
     Without this limit an unpickler may allocate as much memory as the pickle requests, before it reads.
     """

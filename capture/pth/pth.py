@@ -70,8 +70,7 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
     """Loads a list of samples from a file of torch.save; returns (args, kwargs) for each sample.
 
     A sample, the arguments of one call, is a dict of keyword arguments, or a list or tuple of positional ones. Raises
-    FileError for a file that cannot be loaded without running code from it or holds no list of samples, MisfitError for
-    an empty list.
+    FileError for a file that would run code when loaded or holds no samples, MisfitError for an empty list.
     """
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
@@ -116,9 +115,9 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
     """Converts a torch.save file with a list of calls to a capture, as the calls of one prompt.
 
-    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that cannot be
-    loaded without running code from it or holds no list of calls, and for a value that a capture cannot store;
-    MisfitError for an empty list; StorageError if the directory holds a capture or cannot be written.
+    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that would run
+    code when loaded or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty
+    list; StorageError if the directory holds a capture or cannot be written.
     """
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}

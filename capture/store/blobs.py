@@ -55,7 +55,7 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """Divides `settled`, a contiguous CPU tensor, into rows that are stored one by one; returns None if it is stored as
-    one blob, because it would have too many rows or too small ones.
+    one blob, because it has a single row, too many rows or too small ones.
 
     The rows are the slices along dim 0: classifier-free guidance passes the same latents twice, which are then stored
     once. For a single picture or video (dim 0 has size 1) the rows are its channels: the channels that hold a

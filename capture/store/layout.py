@@ -33,8 +33,9 @@ _MANIFEST: Kind = fields(
 class CallHeader(NamedTuple):
     """Describes a recorded call without its arguments.
 
-    `component` is the name of the denoiser, `index` the number of the call among the denoiser's in the unit, `step` the
-    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond".
+    `component` is the name of the denoiser, `index` the position of the call, from 0, among the denoiser's calls in the
+    recording, stored or not, `step` the denoising step, `timestep` the noise level, and `context` the pipeline's name
+    for the call, such as "cond".
     """
 
     component: str
@@ -47,8 +48,9 @@ class CallHeader(NamedTuple):
 class Call(NamedTuple):
     """Holds a recorded call of the denoiser `component`.
 
-    `index` is the number of the call among the denoiser's in the unit, `step` the denoising step, `timestep` the noise
-    level, and `context` the pipeline's name for the call, such as "cond". `args` and `kwargs` are the arguments.
+    `index` is the position of the call, from 0, among the denoiser's calls in the recording, stored or not, `step` the
+    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond". `args`
+    and `kwargs` are the arguments.
     """
 
     component: str

@@ -106,8 +106,8 @@ class CaptureWriter:
     def _start(self, resume: bool | None) -> None:
         """Writes the manifest, or compares it with that of an existing capture; reads which units are stored.
 
-        `resume` is whether the user wants to continue an existing capture. Raises StorageError if one with stored units
-        exists and `resume` is not True, MisfitError if the manifests differ.
+        `resume` is whether the user wants to continue an existing capture. Raises StorageError if a capture with stored
+        units exists and `resume` is not True; MisfitError if the manifests differ.
         """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
