@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def method(self) -> Method:
-        """The rounding methods and the bias correction."""
+        """The rounding methods and the bias correction that these settings ask for."""
         weights = tuple(word for word in self.weights if word != NEAREST)
         return Method(weights, self.iterations, self.bias_correction)
 

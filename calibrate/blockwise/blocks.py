@@ -42,7 +42,8 @@ def do_nothing(name: str) -> None:
 
 
 def every_position(position: int) -> bool:
-    """Returns True for the call at any `position`: block outputs are kept for every call."""
+    """Returns True: the default of the argument `wanted` of `sweep`, which keeps block outputs for the call at every
+    position."""
     return True
 
 
