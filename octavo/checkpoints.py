@@ -37,8 +37,8 @@ class Deployed(NamedTuple):
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
     integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
     report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
-    for the page of a comparison. `roots` is ("",) for one denoiser. If `module` is a container of several denoisers,
-    `roots` has the name of each inside `module`.
+    for the page of a comparison. `roots` is ("",) for one denoiser. For several, `module` is a container of them,
+    `component` names all, and `roots` has the name of each inside the container.
     """
 
     component: str

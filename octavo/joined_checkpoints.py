@@ -68,8 +68,9 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Joins the `totals` in the reports of several checkpoints, `parts`: adds numbers and bytes, and takes the lowest
-    output SQNR. The confidence interval of the SQNR becomes None."""
+    """Returns one dict `totals` for the `totals` in the reports of `parts`, several checkpoints. For the output SQNR it
+    has the lowest value, for every other number, such as a count of layers or bytes, the sum, and None for the
+    confidence interval of the SQNR."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

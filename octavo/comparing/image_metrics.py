@@ -53,7 +53,7 @@ def _picture_frames(value: Any) -> np.ndarray:
 
 def _latent_frames(latents: np.ndarray) -> np.ndarray:
     """Returns the latents of one prompt as (frames, height, width, channels). `latents` is (channels, height, width),
-    (channels, frames, height, width) or (tokens, channels); the latter becomes (1, tokens, channels, 1)."""
+    (channels, frames, height, width) or (tokens, channels); the last form becomes (1, tokens, channels, 1)."""
     if latents.ndim == 2:
         return latents[None, :, :, None]
     if latents.ndim == 3:
