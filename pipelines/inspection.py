@@ -112,11 +112,11 @@ def _from_one_file(file: Path) -> str:
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """Returns the family (defaults for one kind of pipeline) called `name`; if it is None, the family of the model in
-    `directory`.
+    """Returns the family (defaults for one kind of pipeline) called `name`. If `name` is None, returns the family of
+    the model in `directory`, known by the class that its model_index.json or config.json names; GENERIC if no family
+    fits.
 
-    The class that model_index.json or config.json names decides. Raises UsageError for a missing directory, FileError
-    for a directory without a pipeline and for damaged files.
+    Raises UsageError for a missing directory, FileError for a directory without a pipeline and for damaged files.
     """
     _check_directory(directory)
     if name is not None:
