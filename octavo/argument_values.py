@@ -97,8 +97,8 @@ def _read_picture(path: Path, name: str) -> Any:
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
     """Reads the tensor called `name` from the file at `path`, or the only tensor of the file, whatever its name. Raises
-    UsageError if there is no file, or one whose name does not end as a file of tensors does; FileError if the file is
-    damaged, or holds several tensors of which none is called `name`."""
+    UsageError if there is no file, or if its ending is not .safetensors, .npy, .pt, .pth or .bin; FileError if the file
+    is damaged, or if it holds several tensors and none is called `name`."""
     if not path.exists():
         raise UsageError(f"{path}: no such file. Correct the path of the tensors.")
     if path.suffix.lower() not in _FILES or not path.is_file():

@@ -263,11 +263,11 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def checkpoints_at(directory: Path) -> dict[str, Path]:
-    """Returns the checkpoints at `directory` as a dict: from the name of a denoiser to the path of the checkpoint that
-    replaces it. If `directory` is a checkpoint, it is the only entry. Otherwise the entries are the checkpoints in its
+    """Returns the checkpoints at `directory` as a dict from the name of a denoiser to the path of its checkpoint. If
+    `directory` itself is a checkpoint, it is the only one in the dict. Otherwise the dict holds the checkpoints in the
     direct subfolders. Returns {} for a pipeline.
 
-    Raises UsageError if two checkpoints replace the same denoiser.
+    Raises UsageError if two checkpoints are of the same denoiser.
     """
     if is_checkpoint(directory):
         return {read_report(directory).get("component") or "transformer": directory}

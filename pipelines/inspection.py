@@ -87,7 +87,8 @@ def _check_directory(directory: Path) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """Returns a sentence that names the directory to give instead of `directory`, which is not a pipeline."""
+    """Returns advice for a `directory` that is not a pipeline: which directory to give instead, such as the parent of a
+    component's folder, or how to make a pipeline of a model in a single file."""
     inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
     if (directory.parent / "model_index.json").is_file():
         return f"It holds one component of a pipeline. Give {directory.parent}."

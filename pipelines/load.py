@@ -205,7 +205,8 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """Returns the class of a component if it is a model of diffusers, of one of its pipelines, or of transformers.
+    """Returns the class of a component if it is a model class of transformers, of diffusers, or of a module of one of
+    its pipelines.
 
     Returns None for any other component, such as a tokenizer.
     """
@@ -307,7 +308,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 def one_line(error: BaseException) -> str:
     """Returns the first sentence of a library's error message, cut to 300 characters.
 
-    A missing key or index is shown with the class of its error, because the message is only the key.
+    The message of a KeyError is only the key, so the class of a KeyError or IndexError is put before the message.
     """
     kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
     return kind + first_sentence(error)[:300]

@@ -136,7 +136,7 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def announced_steps(pipe: Any) -> int | None:
-    """Returns the number of steps that `pipe` has set for its current run, as most pipelines do; else None."""
+    """Returns the number of steps of the current run, if `pipe` stores it as most pipelines do, or else None."""
     steps = vars(pipe).get("_num_timesteps")
     return steps if isinstance(steps, int) else None
 

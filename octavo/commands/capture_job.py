@@ -37,14 +37,18 @@ class Tally:
     """Counts and durations of captured prompts: of one prompt, of all prompts that this process has captured so far, or
     of the prompts of all processes.
 
-    recording   seconds for recording and storing the calls
-    running     seconds for whole prompts, recording included
-    skipped     number of calls that were left out because of NaN or Inf
-    saturated   number of calls with float16 values at the limit of 65504
-    called      names of the denoisers that were called
-    stored      names of the denoisers with stored calls
-    swapped     dict from denoiser to the number of attention processors that the pipeline replaced
-    failed      numbers of the failed prompts, from 1
+    calls          number of stored calls
+    raw_bytes      bytes of the tensors of these calls
+    stored_bytes   bytes that they take on disk
+    recording      seconds for recording and storing the calls
+    running        seconds for whole prompts, recording included
+    skipped        number of calls that were left out because of NaN or Inf
+    saturated      number of calls with float16 values at the limit of 65504
+    called         names of the denoisers that were called
+    stored         names of the denoisers with stored calls
+    steps          numbers of denoising steps that a prompt took
+    swapped        dict from denoiser to the number of attention processors that the pipeline replaced
+    failed         numbers of the failed prompts, from 1
     """
 
     calls: int = 0  # stored calls
@@ -247,9 +251,10 @@ class CheckedSink:
         self.unit.add(call, lambda stats: self._accept(call, stats))
 
     def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
-        """Returns whether to store a call, and counts it in `tally`. `stats` is a dict from the path of a tensor in the
-        call's arguments to its statistics: how many values are NaN or Inf, and whether any is at the limit of float16.
-        Raises NumbersError for NaN or Inf with --nonfinite error."""
+        """Returns whether to store a call: it must have no NaN or Inf. Counts calls that are left out, and calls with
+        values at the limit of float16, in `tally`. `stats` is a dict from the path of a tensor in the call's arguments
+        to its statistics: how many values are NaN or Inf, and whether any is at the limit. Raises NumbersError for NaN
+        or Inf with --nonfinite error."""
         bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))

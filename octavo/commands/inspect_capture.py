@@ -49,7 +49,7 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
 
 def describe_capture(capture: Capture) -> dict[str, Any]:
     """Returns the contents of a capture as JSON-able values: whether it is finished, the number of prompts, the bytes
-    of the tensors and on disk, and for each denoiser the calls, steps, timesteps and arguments."""
+    of the recorded tensors and of the files, and for each denoiser the calls, steps, timesteps and arguments."""
     done = (capture.directory / "complete.json").exists()
     arguments: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for call in capture.descriptions():

@@ -42,7 +42,7 @@ class StoredCall:
 
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
-    """Returns the indices, among all calls of the denoiser `component`, of the calls to replay: the `samples` calls
+    """Returns which calls of the denoiser `component` to replay, as indices among all its calls: the `samples` calls
     that differ most from each other, or all calls if `samples` is None or not less than their number. The `ranks` share
     the work, and `terminal` shows the progress."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)

@@ -15,8 +15,8 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels: side and standard deviation of SSIM's Gauss
 
 
 def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
-    """Returns the argument `output_type` with which a call of `pipe` returns arrays: pictures, or latents if `pipe` has
-    no decoder.
+    """Returns {"output_type": ...} with the value for which a call of `pipe` returns arrays: "np" for pictures, or
+    "latent" if `pipe` has no decoder.
 
     `parameters` are the parameters that a call accepts. Returns {} if `output_type` is not among them.
     """

@@ -22,7 +22,8 @@ def _nearest(rgb: np.ndarray) -> int:
 
 
 def _median3(picture: np.ndarray) -> np.ndarray:
-    """Replaces each pixel by the median of its 3x3 neighbours, edges repeated: removes noise, keeps outlines."""
+    """Replaces each pixel by the median of its 3x3 neighbourhood, which removes noise and keeps outlines. Beyond the
+    border, the pixels of the border are repeated."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = picture.shape[:2]
     shifted = [padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]

@@ -91,8 +91,8 @@ def _snap(place: int, frames: int) -> int:
     """Rounds the frame number `place` to a multiple of ALIGN, for a clip of `frames` frames; a negative place counts
     from the end.
 
-    Rounds to the nearest multiple, but up only if at least ALIGN frames follow from there. The result is below
-    `frames`.
+    Rounds to the nearest multiple, but up only if at least ALIGN frames remain from the higher multiple on. The result
+    is below `frames`.
     """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)
