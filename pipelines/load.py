@@ -76,13 +76,13 @@ def load_pipeline(
 ) -> Any:
     """Loads the pipeline in `directory`, in eval mode; downloads nothing, opens no pickle.
 
-    `dtype` None: float32 on a CPU, else the dtype of the stored weights. `family` None: the family that the files name.
-    A family with a loader of its own can also load a folder of only the denoiser; that loader takes `text_encoder`, the
-    folder of the text encoder. `trust_remote_code`: code in `directory` may run. `offload`: a component is on `device`
-    only while it runs. The modules in `given` replace the components of the same names. Raises UsageError for a missing
-    directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code or
-    pickle weights; MisfitError for weights that are missing or have the wrong shape, with `strict` also for surplus
-    weights; NumbersError for NaN or infinity.
+    `device` None: the CPU. `dtype` None: float32 on a CPU, else the dtype of the stored weights. `family` None: the
+    family that the files name. A family with a loader of its own can also load a folder of only the denoiser; that
+    loader takes `text_encoder`, the folder of the text encoder. `trust_remote_code`: code in `directory` may run.
+    `offload`: a component is on `device` only while it runs. The modules in `given` replace the components of the same
+    names. Raises UsageError for a missing directory or an unknown component; FileError for a directory without a
+    pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing or have the wrong
+    shape, with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)

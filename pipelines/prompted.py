@@ -144,7 +144,8 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """Returns the name and number of each class in the pipeline's model_index.json; else those in `pipe.labels`.
+    """Returns the name and number of each class, as the pipeline's model_index.json has them, or, if it has none,
+    `pipe.labels`.
 
     `pipe.labels` comes second because it keeps only the last of several classes that share a name.
     """

@@ -18,9 +18,9 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints, from the content of report.json, how many layers got each scheme (W8A8 and so on) under --budget; a table
-    of the `most` layers to which the final latents are most sensitive; and the measured and the estimated error of the
-    final latents."""
+    """Prints how --budget divided the layers, from the content of report.json: how many layers got each scheme (W8A8
+    and so on); a table of the `most` layers to which the final latents are most sensitive; and the error of the final
+    latents, as measured and as estimated, which is the sum of the errors of single layers."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
