@@ -38,8 +38,8 @@ class Deployed(NamedTuple):
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
     integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
     report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
-    for the page of a comparison. If `module` joins several denoisers, `roots` are their names inside it; otherwise
-    the only name is "", for `module` itself.
+    for the page of a comparison. `roots` is ("",) for one denoiser. For several, `module` is a container of them,
+    `component` names all, and `roots` has the name of each inside the container.
     """
 
     component: str
@@ -60,9 +60,9 @@ class Deployed(NamedTuple):
 def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
-    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. Raises
-    UsageError if only another library, such as torchao, can load the checkpoint; `remedy`, if given, is the advice at
-    the end of the message.
+    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. If
+    `out` holds files of neither kind, returns the format `ascend`. Raises UsageError if only another library, such as
+    torchao, can load the checkpoint; `remedy`, if given, is the advice at the end of the message.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -167,11 +167,11 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
 
 
 def _difference(module: nn.Module, other: nn.Module) -> str | None:
-    """Returns how the float `module` differs from the float model that `other` was quantized from, or None if they
-    agree.
+    """Returns a text that says how the float `module` differs from the float model that `other` was quantized from: in
+    class, in the shape of a tensor, or in all values. Returns None if they agree.
 
     Export may have folded smoothing factors into float layers and norms of `other`. So some float parameters may
-    differ; the models agree if at least one has the same values in both.
+    differ: the values agree if at least one float parameter of `module` is equal, up to rounding, to that of `other`.
     """
     if type(module) is not type(other):
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
@@ -188,7 +188,7 @@ def _difference(module: nn.Module, other: nn.Module) -> str | None:
 
 
 def wrong_model(out: Path, fact: str) -> OctavoError:
-    """Returns the error for a checkpoint at `out` that was made from another model; `fact` is what differs."""
+    """Returns the MisfitError for a checkpoint at `out` that was made from another model; `fact` says what differs."""
     return MisfitError(f"{out}: was made from another model ({fact}). Give the MODEL that was captured.")
 
 
@@ -264,11 +264,11 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def checkpoints_at(directory: Path) -> dict[str, Path]:
-    """Returns the checkpoints at `directory` as a dict from the name of the denoiser that each replaces to its path:
-    `directory` itself, if it is a checkpoint, otherwise the checkpoints in its direct subfolders. Returns {} for a
-    pipeline.
+    """Returns the checkpoints at `directory` as a dict from the name of a denoiser to the path of its checkpoint. If
+    `directory` itself is a checkpoint, it is the only one in the dict. Otherwise the dict holds the checkpoints in the
+    direct subfolders. Returns {} for a pipeline.
 
-    Raises UsageError if two checkpoints replace the same denoiser.
+    Raises UsageError if two checkpoints are of the same denoiser.
     """
     if is_checkpoint(directory):
         return {read_report(directory).get("component") or "transformer": directory}
@@ -339,9 +339,9 @@ def open_pipeline(
 def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
-    of a denoiser to the path of its checkpoint, in place of the float ones, in `dtype` on `device`. `options` are
-    further arguments of `load_pipeline`."""
+    """Loads the float pipeline in the directory `model` and replaces some of its denoisers by quantized ones. `places`
+    is a dict from the name of a denoiser to the path of its checkpoint. The pipeline is loaded in `dtype` (None: a
+    dtype that suits the device and the checkpoints) on `device`. `options` are further arguments of `load_pipeline`."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

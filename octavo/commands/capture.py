@@ -90,8 +90,8 @@ def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints warnings and the summary of a capture, and writes the --pth file. `seconds` is how long the capture
-    took."""
+    """Prints warnings and the summary of a capture, which took `seconds`. With --pth, also writes the captured
+    arguments to a .pth file."""
     tally, stored = job.tally, len(writer.unit_names())
     _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:

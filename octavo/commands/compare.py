@@ -81,7 +81,7 @@ def _comparison(
 ) -> Comparison:
     """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
     comparison. `directory` holds the float pipeline, of the model family `family`. `prompts` are all prompts of the set
-    or file, not only the prompts to draw."""
+    or file, even those that are not drawn, because embeddings given with --arg may have a row for each of them."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -115,8 +115,8 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
-    """Returns everything that the page of a comparison shows but the pictures, as JSON-able values; --json prints these
-    values too. `source` is the prompt set or the file that the prompts are from."""
+    """Returns everything that the page of a comparison shows, except the pictures, as JSON-able values. --json prints
+    the same values. `source` is the prompt set or the file that the prompts are from."""
     deployed, totals = comparison.deployed, comparison.totals()
     same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
     limits = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
