@@ -93,6 +93,12 @@ def nowhere(directory: Path) -> Path | None:
     return None
 
 
+def any_model(kind: str, config: Mapping[str, Any]) -> str | None:
+    """Returns None for every class name and configuration of a denoiser. Formats that hold every denoiser have this
+    function as their `refusal`."""
+    return None
+
+
 def unchecked(path: Path) -> list[Verdict]:
     """Returns no verdicts for any path. Formats whose files are not checked have this function as their `check`."""
     return []
@@ -102,24 +108,27 @@ def unchecked(path: Path) -> list[Verdict]:
 class Format:
     """Describes one format of checkpoints: how it is written, found, checked, described and read.
 
-    | field      | meaning                                                                                             |
-    |------------|-----------------------------------------------------------------------------------------------------|
-    | name       | name on the command line; also of a subfolder, if another format's files have the same names        |
-    | files      | regular expression of the format's file names                                                       |
-    | writer     | function that writes the files                                                                      |
-    | schemes    | schemes of layers that the format can hold; messages recommend the first                            |
-    | elements   | dtypes that codes may have, such as int8                                                            |
-    | transforms | transforms that inputs may go through before they become codes: names of types in layers.transforms |
-    | packages   | packages needed to write the format, which Octavo's `extra` installs                                |
-    | extra      | name of Octavo's extra that installs `packages`                                                     |
-    | consumer   | name of the software that loads the format, as verdicts call it                                     |
-    | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
-    | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
-    | optional   | subjects of verdicts that may be negative although the checkpoint is sound                          |
-    | describe   | function from the path that `find` returns to a short description; raises FileError                 |
-    | read       | function from the path that `find` returns to a Readable; None if other software loads the layers   |
-    | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
-    | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
+    | field       | meaning                                                                                            |
+    |-------------|----------------------------------------------------------------------------------------------------|
+    | name        | name on the command line; also of a subfolder, if another format's files have the same names       |
+    | files       | regular expression of the format's file names                                                      |
+    | writer      | function that writes the files                                                                     |
+    | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
+    | elements    | dtypes that codes may have, such as int8                                                           |
+    | transforms  | transforms that inputs may go through before they become codes: types in layers.transforms         |
+    | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
+    | extra       | name of Octavo's extra that installs `packages`                                                    |
+    | consumer    | name of the software that loads the format, as verdicts call it                                    |
+    | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
+    | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
+    | optional    | subjects of verdicts that may be negative although the checkpoint is sound                         |
+    | describe    | function from the path that `find` returns to a short description; raises FileError                |
+    | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
+    | refusal     | function from the class name and the configuration of a denoiser to the reason why the format      |
+    |             | cannot hold it, and what the user can do; None if it can                                           |
+    | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
+    | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
+    | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
     """
 
     name: str
@@ -136,7 +145,9 @@ class Format:
     optional: frozenset[str] = field(default_factory=frozenset)
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
+    refusal: Callable[[str, Mapping[str, Any]], str | None] = any_model
     folds: bool = False
+    made_biases: bool = True
     is_model: bool = False
 
     def write(
@@ -150,7 +161,7 @@ class Format:
         """Passes all arguments to `writer`, which writes the files and may raise UsageError or NumbersError.
 
         Raises UsageError before that for a layer that the format cannot hold: one whose codes have a dtype not in
-        `elements`, or whose input goes through a transform not in `transforms`.
+        `elements`, whose input goes through a transform not in `transforms`, or whose bias the consumer would not load.
         """
         for name, layer in layers.items():
             element, transform = str(layer.input_scheme.element.dtype), layer.transform
@@ -160,6 +171,9 @@ class Format:
             if transform is not None and (kind := type(transform).__name__) not in self.transforms:
                 fact = f"cannot hold layer {name}, whose input goes through the transform {kind}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
+            if layer.made_bias and not self.made_biases:
+                fact = f"cannot hold the bias correction of layer {name}, which has no bias in the float model"
+                raise UsageError(f"format {self.name}: {fact}. Use --no-bias-correction.")
         self.writer(layers, model, directory, modes, deployment)
 
     @property
