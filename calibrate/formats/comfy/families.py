@@ -210,7 +210,7 @@ _Z_IMAGE = Family(
     | _below("layers.{}.", "layers.{}.", _Z_IMAGE_BLOCK)
     | _below("noise_refiner.{}.", "noise_refiner.{}.", _Z_IMAGE_BLOCK)
     | _below("context_refiner.{}.", "context_refiner.{}.", _Z_IMAGE_BLOCK),
-    native="cap_embedder.1.weight",
+    native="x_pad_token",
     diffusers="all_x_embedder.2-1.weight",
 )
 

@@ -100,8 +100,8 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
 def sources_of(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]
 ) -> dict[str, Source]:
-    """Returns a dict with the float tensors of `model` by their names in diffusers, in the order of its state dict, with
-    weight and bias of each of the integer `layers`. `parameters` is as in `write_comfy`."""
+    """Returns a dict with the float tensors of `model` by their names in diffusers, in the order of its state dict,
+    with weight and bias of each of the integer `layers`. `parameters` is as in `write_comfy`."""
     named = all_names(layers, model)
     sources = {}
     for name, tensor in state(model, {}, parameters):
