@@ -32,7 +32,7 @@ def write(
 
 def find(directory: Path) -> Path | None:
     """Returns `directory` if it holds a file in format `comfy`, of Octavo or of another program, else None."""
-    return None if file_in(directory) is None else directory
+    return directory if directory.is_dir() and file_in(directory) else None
 
 
 def describe(path: Path) -> Description:
