@@ -1,7 +1,10 @@
 """Measures the cost of calibration: the time of a replay with observers relative to plain forwards, and peak memory.
 
-python bench/bench_calibrate.py                both tables
-python bench/bench_calibrate.py --only time    only the first table
+python bench/bench_calibrate.py                 the tables of observers, of recipes and of memory
+python bench/bench_calibrate.py --only time     only the table of observers
+python bench/bench_calibrate.py --only recipes  only the table of recipes
+
+The table of recipes has the processor time of a calibration without its measurement of the SQNR.
 """
 
 import argparse
@@ -28,11 +31,13 @@ from octavo.calibrate.plan import make_plan
 from octavo.calibrate.replay.calls import evaluating, run
 from octavo.calibrate.replay.hooks import observe
 from octavo.calibrate.resources import peak_memory
-from octavo.calibrate.settings import Settings
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.pipelines.sd3 import SD3
 
 # width, layers and heads of the models of the time table
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
 CALLS = 16  # calls that are replayed
+RECIPE_MODEL, RECIPE_CALLS = (256, 6, 8), 28  # width, layers and heads, and number of calls, of the table of recipes
 REPEATS = 9  # repetitions of each measurement of time
 
 
@@ -117,6 +122,19 @@ def time_table(repeats: int) -> None:
             print(f"{name:<22}{observer:<12}{times}{wall:>8.2f}{processor:>11.2f}", flush=True)
 
 
+def recipe_table(repeats: int) -> None:
+    model, calls = make_model(*RECIPE_MODEL).requires_grad_(False), make_calls(RECIPE_CALLS)
+    print(f"{'recipe':<10}{'plain forwards':>16}{'calibration':>14}{'ratio':>8}")
+    for name, recipe in RECIPES.items():
+        settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **recipe)
+        one, other = partial(plain, model, calls), partial(calibrate, model, lambda: calls, settings)
+        one(), other()
+        pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
+        before, after = (statistics.median(run.processor for run in runs) for runs in zip(*pairs, strict=True))
+        ratio = statistics.median(b.processor / a.processor for a, b in pairs)
+        print(f"{name:<10}{before:>14.2f} s{after:>12.2f} s{ratio:>8.2f}", flush=True)
+
+
 def memory_child(directory: Path, dtype: str, work: str) -> None:
     """Prints the peak memory of this process, which loads the model and runs one call, or calibrates and exports it."""
     kind = getattr(torch, dtype)
@@ -153,7 +171,7 @@ def memory_table(repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=["time", "memory"])
+    parser.add_argument("--only", choices=["time", "recipes", "memory"])
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--memory-repeats", type=int, default=5)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -161,9 +179,11 @@ def main() -> None:
     if options.child:
         memory_child(Path(options.child[0]), *options.child[1:])
         return
-    if options.only != "memory":
+    if options.only in (None, "time"):
         time_table(options.repeats)
-    if options.only != "time":
+    if options.only in (None, "recipes"):
+        recipe_table(options.repeats)
+    if options.only in (None, "memory"):
         memory_table(options.memory_repeats)
 
 

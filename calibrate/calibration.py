@@ -18,7 +18,7 @@ from .learning_curve import learning_curve
 from .mixed_precision.budget import SEARCH, Search
 from .mixed_precision.mix import Mixture, mixed
 from .mixed_precision.sensitivity import Trajectory
-from .part import Part, calibrate_part, check_any_quantized, check_weights, planned
+from .part import Part, calibrate_part, check_any_quantized, check_weights, planned, without_multipliers
 from .plan import Plan, layer_at
 from .preparation.batch_norms import FoldedModel, fold_norms
 from .preparation.dtype_casts import layers_with_cast_inputs
@@ -78,7 +78,8 @@ def calibrate(
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
     """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
-    plan = _without_worst_layers(part.plan, part.powers, settings)
+    fewer = _without_worst_layers(part.plan, part.powers, settings)
+    plan = without_multipliers(model, fewer, part.choices, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
     if not mixtures:
@@ -101,15 +102,9 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
-    held_out = part.selection.observations.current.held_out_count(part.positions)
-    findings = Findings(
-        part.choices,
-        part.selection.observations.ranges,
-        part.powers,
-        part.selection.observations.calls,
-        output,
-        held_out,
-    )
+    seen = part.selection.observations
+    held_out = seen.current.held_out_count(part.positions)
+    findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out)
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)

@@ -135,7 +135,7 @@ def transforms_of(
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
-    tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations)
+    tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations, settings.multipliers)
     smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work, tried)
     return {name: smoothing.transform for name, smoothing in smoothings.items()}
 

@@ -22,6 +22,7 @@ from .replay.sqnr import Power, comparing, joined, outputs
 from .replay.work import Work
 from .rounding.sums import SUMS_BYTES
 from .settings import Settings
+from .smoothing.fold import with_multipliers
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def calibrate_part(
         plan, choices = mix(plan, choices)
     with work.watch.stage("freeze"):
         plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, keep_layers=keep_layers)
+        plan = without_multipliers(model, plan, choices, settings)
+        layers = {name: layer for name, layer in layers.items() if name in plan.quantized}
     positions = measured_calls(chosen.observations.current, settings.measured(chosen.observations.calls))
     announce(chosen.summed.union(work.ranks.share(positions)))
     makers = {name: partial(_integer_layer, model, name, choices, layers) for name in plan.quantized}
@@ -134,6 +137,17 @@ def frozen(
         elif keep_layers:
             layers[entry.name] = layer
     return plan.forced_float(all_reasons), layers
+
+
+def without_multipliers(model: nn.Module, plan: Plan, choices: Mapping[str, Choice], settings: Settings) -> Plan:
+    """Returns the plan in which a layer stays float if its smoothing factors cannot be folded, for example because
+    another layer of its smoothing group stays float. With `settings.multipliers` returns `plan` itself: such a layer
+    then multiplies its input at run time."""
+    if settings.multipliers or not settings.smoothing:
+        return plan
+    transforms = {name: choices[name].transform for name in plan.quantized}
+    left = with_multipliers(model, transforms, settings.groups(model) if settings.groups else [])
+    return plan.forced_float(dict.fromkeys(left, "its smoothing factors cannot be folded"))
 
 
 def check_any_quantized(plan: Plan) -> None:

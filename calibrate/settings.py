@@ -36,6 +36,7 @@ class Settings:
     rotation: str = "off"  # whether inputs are rotated where that lowers the error: a name of ROTATION
     groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # returns the smoothing groups of a model
     fold: bool = False  # whether factors are folded into the layers that produce the inputs (smoothing/fold.py)
+    multipliers: bool = True  # whether factors that are not folded may multiply inputs at run time
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output

@@ -51,10 +51,11 @@ _AT_WORK = 2  # memory to calibrate a block, in multiples of its bytes: float we
 
 class _BlockGroup(NamedTuple):
     """A smoothing group (layers that share smoothing factors), limited to the layers of one block. `folds`, the layers
-    that factors are folded into, is empty: factors are folded for the whole group, after all blocks are calibrated."""
+    that factors are folded into, is empty if the group has layers in other blocks. Factors are folded after all blocks
+    are calibrated."""
 
     layers: tuple[str, ...]
-    folds: tuple[Fold, ...] = ()
+    folds: tuple[Fold, ...]
 
 
 class BlockwiseCalibration:
@@ -235,7 +236,13 @@ class BlockwiseCalibration:
     def _settings_for(self, names: set[str]) -> Settings:
         """Returns the settings in which each smoothing group (layers that share smoothing factors) has only those of
         its layers that are in `names`."""
-        parts = [_BlockGroup(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
+        parts = [
+            _BlockGroup(
+                tuple(layer for layer in group.layers if layer in names),
+                tuple(group.folds) if names.issuperset(group.layers) else (),
+            )
+            for group in self._groups
+        ]
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:

@@ -41,11 +41,12 @@ def export(
     names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`;
     `group_readable` lets the user's group read the files. More weights than `max_shard_size`, in bytes or as "5GB", are
     split into several files. `files` maps names to contents of further files. The manifest records `origin`, the
-    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size,
-    and for smoothing factors folded into float parameters that a format's software would not load; StorageError if
-    `directory` cannot be written; NumbersError for numbers that are not finite.
+    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size, a
+    model that a format cannot hold, and smoothing factors folded into float parameters that a format's software would
+    not load; StorageError if `directory` cannot be written; NumbersError for numbers that are not finite.
     """
     check_formats(formats)
+    check_model(formats, model)
     _check_parameters(result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
@@ -87,6 +88,20 @@ def folding(formats: Sequence[str]) -> bool:
     """Returns whether smoothing factors may be folded into float parameters, because the software for each of `formats`
     loads these parameters from the checkpoint."""
     return all(format_named(name).folds for name in formats)
+
+
+def check_model(formats: Sequence[str], model: nn.Module) -> None:
+    """Raises UsageError if one of `formats` cannot hold a denoiser of the class and configuration of `model`."""
+    config = dict(getattr(model, "config", {}))
+    for name in formats:
+        if refusal := format_named(name).refusal(type(model).__name__, config):
+            raise UsageError(f"format {name}: {refusal}")
+
+
+def multiplying(formats: Sequence[str]) -> bool:
+    """Returns whether layers may multiply their inputs by smoothing multipliers, because each of `formats` holds
+    them."""
+    return all("Multiply" in format_named(name).transforms for name in formats)
 
 
 def _check_parameters(result: Result, formats: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from octavo.capture.paging import page_out
 from ..layers.freeze import numbers_of
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.numbers import Numbers
-from ..layers.transforms import without_multiplier
+from ..layers.transforms import Transform, without_multiplier
 from ..layers.weights import QuantizedWeight
 
 _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator steps; larger differences are corrections
@@ -98,6 +98,24 @@ def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterabl
     return result
 
 
+def can_fold(model: nn.Module, group: FoldGroup) -> bool:
+    """Returns whether every source of the input of `group`'s layers can be multiplied by smoothing factors."""
+    return bool(group.folds) and all(_targets(model, fold) for fold in group.folds)
+
+
+def with_multipliers(
+    model: nn.Module, transforms: Mapping[str, Transform | None], groups: Iterable[FoldGroup]
+) -> list[str]:
+    """Returns the names of the layers that keep a smoothing multiplier after `fold`. `transforms` is a dict from the
+    name of each integer layer to the transform of its input."""
+    tensors = {name: {} if transform is None else transform.tensors for name, transform in transforms.items()}
+    left = {name: each["mul_scale"] for name, each in tensors.items() if "mul_scale" in each}
+    for group in groups:
+        if can_fold(model, group) and _common([left.get(name) for name in group.layers]) is not None:
+            left = {name: multiplier for name, multiplier in left.items() if name not in group.layers}
+    return list(left)
+
+
 @contextmanager
 def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
     """Gives float parameters of `model` new values inside the `with` statement, then restores the former values, also
@@ -115,7 +133,11 @@ def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Ten
 def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
     """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or if
     a member is None, which stands for a layer that stays float."""
-    multipliers = [None if member is None else member.mul_scale for member in members]
+    return _common([None if member is None else member.mul_scale for member in members])
+
+
+def _common(multipliers: Sequence[Tensor | None]) -> Tensor | None:
+    """Returns the multiplier that all of `multipliers` are equal to, or None if there is no such multiplier."""
     existing = [multiplier for multiplier in multipliers if multiplier is not None]
     equal = len(existing) == len(multipliers) > 0 and all(
         torch.equal(multiplier, existing[0]) for multiplier in existing
@@ -190,22 +212,25 @@ def _multiply_parameters(
     """Multiplies the output of the source that `fold` names, a float layer, norm or parameter, by `multiplier`: puts
     functions that compute the new values of parameters into `parameters`. Returns False if this source cannot be
     multiplied."""
-    parent, _, leaf = fold.target.rpartition(".")
-    source = getattr(model.get_submodule(parent), leaf)
-    weight, bias = getattr(source, "weight", None), getattr(source, "bias", None)
-    targets: list[tuple[str, Tensor | None, bool]]
-    if isinstance(source, nn.Parameter):
-        targets = [(fold.target, source, fold.plus_one)]
-    elif bias is None and (weight is None or fold.plus_one):
-        return False
-    else:
-        targets = [(f"{fold.target}.weight", weight, False), (f"{fold.target}.bias", bias, fold.plus_one)]
+    targets = _targets(model, fold)
     for name, value, plus_one in targets:
-        if value is None:
-            continue
         before = parameters.get(name, partial(_copy, value.detach()))
         parameters[name] = partial(_multiplied_rows, before, fold.start, multiplier, plus_one, flat=name == fold.target)
-    return True
+    return bool(targets)
+
+
+def _targets(model: nn.Module, fold: Fold) -> list[tuple[str, Tensor, bool]]:
+    """Returns the parameters that have to change when the output of the source that `fold` names is multiplied: a list
+    of (name, value, whether 1 + value is what is multiplied). The list is empty if the source cannot be multiplied."""
+    parent, _, leaf = fold.target.rpartition(".")
+    source = getattr(model.get_submodule(parent), leaf)
+    if isinstance(source, nn.Parameter):
+        return [(fold.target, source, fold.plus_one)]
+    weight, bias = getattr(source, "weight", None), getattr(source, "bias", None)
+    if bias is None and (weight is None or fold.plus_one):
+        return []
+    both = [(f"{fold.target}.weight", weight, False), (f"{fold.target}.bias", bias, fold.plus_one)]
+    return [(name, value, plus_one) for name, value, plus_one in both if value is not None]
 
 
 def _copy(value: Tensor) -> Tensor:

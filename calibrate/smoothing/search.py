@@ -30,7 +30,7 @@ from ..observers.extremes import Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
 from ..replay.work import Work
-from .fold import FoldGroup
+from .fold import FoldGroup, can_fold
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
 _MAX_ERROR_RATIO = 0.9  # smooth only if this lowers the output error by at least 10 %: it may cost a multiplication
@@ -54,10 +54,17 @@ class Smoothing(NamedTuple):
 
 class Tried(NamedTuple):
     """The transforms to try: smoothing with each of the exponents `alphas`, and rotations of groups of each of the
-    `rotations`, numbers of channels."""
+    `rotations`, numbers of channels. `multipliers`: whether smoothing may multiply inputs at run time; otherwise only
+    factors are tried that can be folded into what produces the input."""
 
     alphas: tuple[float, ...] = ALPHAS
     rotations: tuple[int, ...] = ()
+    multipliers: bool = True
+
+    @property
+    def rotated(self) -> "Tried":
+        """The transforms to try without smoothing."""
+        return self._replace(alphas=())
 
 
 SMOOTHING = Tried()  # smoothing only
@@ -85,12 +92,16 @@ def smooth(
     Collective: the ranks of `work` share the groups.
     """
     chosen: dict[str, Smoothing] = {}
+    groups = list(groups)
+    foldable = {tuple(group.layers) for group in groups if can_fold(model, group)}
     groups_of_rank = work.ranks.share(list(smoothing_groups(surveys, groups)))
     for names in work.progress("smooth", groups_of_rank, len(groups_of_rank)):
-        shared, error = _best_smoothing(model, names, surveys, kind, scheme, tried)
+        together = tried if tried.multipliers or tuple(names) in foldable else tried.rotated
+        shared, error = _best_smoothing(model, names, surveys, kind, scheme, together)
         results = {tuple(names): shared}
         if len(parts := list(_by_input(names, surveys))) > 1:
-            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme, tried) for part in parts}
+            apart = tried if tried.multipliers else tried.rotated
+            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme, apart) for part in parts}
             if sum(part_error for _, part_error in separate.values()) < _SEPARATE * error:
                 results = {part: smoothing for part, (smoothing, _) in separate.items()}
         for part, smoothing in results.items():

@@ -11,6 +11,7 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.export import check_model
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -103,6 +104,7 @@ def _calibrate_whole(
     """Calibrates `captured`, a model whose weights are all loaded at once (without --memory). Only the first of `ranks`
     writes OUT."""
     model, rerun, origin = _model(captured, options, ranks)
+    check_model(formats_of(options), model)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)

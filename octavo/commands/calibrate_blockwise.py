@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import planned
+from octavo.calibrate.formats.export import check_model
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
@@ -40,6 +41,7 @@ def calibrate_blockwise(
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
     model, cast, origin = _mapped(options, captured)
+    check_model(formats_of(options), model)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     deployed = DTYPES.get(options.dtype or "")
 

@@ -168,7 +168,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     Raises UsageError if a format of --format cannot hold layers whose inputs are rounded as --activations says, and for
     options that contradict each other.
     """
-    from octavo.calibrate.formats.export import check_activations, check_rotation, folding
+    from octavo.calibrate.formats.export import check_activations, check_rotation, folding, multiplying
     from octavo.calibrate.settings import RECIPES, Settings
 
     _refuse_contradictions(options)
@@ -186,7 +186,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
     settings = Settings(
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
-        fold=folding(formats_of(options)), keep_float=options.keep_float,
+        fold=folding(formats_of(options)), multipliers=multiplying(formats_of(options)), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
         rotation=options.rotation, samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip

@@ -186,3 +186,15 @@ def test_multiplied_float_parameters_are_returned(target):
     before = model.get_submodule(target)(x) * MULTIPLIER
     model.load_state_dict(result.values(), strict=False)
     torch.testing.assert_close(model.get_submodule(target)(x), before)
+
+
+@pytest.mark.parametrize("fallback", [0, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_without_multipliers_every_layer_has_folded_factors_or_none(case, fallback):
+    """A layer of a smoothing group from which `fallback` takes another layer stays float too."""
+    settings = {"activations": "dynamic", "fold": True, "multipliers": False, "fallback": fallback}
+    (model, groups, *_), samples, layers = smoothed(case, **settings)
+    assert layers
+    assert not multipliers(layers)
+    result = calibrate(model, lambda: samples, Settings(smoothing=True, groups=groups, sqnr_calls=0, **settings))
+    assert fallback or result.parameters
