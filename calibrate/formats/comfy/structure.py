@@ -36,7 +36,7 @@ def rotation_of(marker: Marker) -> Any:
 
 
 class Content(NamedTuple):
-    """What a safetensors file contains, as far as ComfyUI's quantization is concerned.
+    """The contents of a safetensors file that ComfyUI's quantization depends on.
 
     | field    | meaning                                                                                            |
     |----------|----------------------------------------------------------------------------------------------------|

@@ -30,6 +30,7 @@ from ...layers.schemes import DYNAMIC
 from ...layers.transforms import Rotate, same_transform
 from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, state
+from .families import Family
 from .names import family_of, native_names
 from .structure import FILE, MARKER, METADATA, VERSION, marker_of
 
@@ -59,11 +60,25 @@ def write_comfy(
     the new value. Raises UsageError for a layer or a model that the format cannot hold, NumbersError for a number to be
     written that is not finite.
     """
-    family = family_of(model)
     for name, layer in layers.items():
         if refusal := refusal_of(layer):
             raise UsageError(f"format comfy: {name} {refusal}")
-    sources = sources_of(layers, model, parameters)
+    tensors, markers = native_tensors(sources_of(layers, model, parameters), family_of(model))
+    for owner, marker in markers.items():
+        data = torch.tensor(list(json.dumps(marker).encode()), dtype=torch.uint8)
+        tensors[f"{owner}.{MARKER}"] = Planned.of(data)
+    for key, flag in family_of(model).flags.items():
+        if getattr(model, "config", {}).get(key):
+            tensors[flag] = Planned.of(torch.zeros(0))
+    metadata = {METADATA: json.dumps({"format_version": VERSION, "layers": markers})}
+    write_tensors(directory / FILE, tensors, metadata, modes.data)
+
+
+def native_tensors(
+    sources: Mapping[str, Source], family: Family
+) -> tuple[dict[str, Planned], dict[str, dict[str, Any]]]:
+    """Returns the tensors of a file by their native names in `family`, without the markers, and the marker of each int8
+    matrix by the name of the matrix. `sources` are the tensors by their names in diffusers."""
     tensors: dict[str, Planned] = {}
     markers: dict[str, dict[str, Any]] = {}
     for native, rows in native_names(sources, family).items():
@@ -73,19 +88,11 @@ def write_comfy(
         if leaf == "weight" and integers and _agree(integers, len(parts)):
             markers[owner] = marker_of(_group(integers[0]))
             tensors |= {f"{owner}.{key}": value for key, value in _integer_tensors(integers, rows.swapped).items()}
-        else:
-            if leaf == "weight" and integers:
-                _log.warning("%s is written in float: its layers differ in rotation, or some are float", owner)
-            tensors[native] = _joined([_float(native, part) for part in parts], rows.swapped)
-    for owner, marker in markers.items():
-        data = torch.tensor(list(json.dumps(marker).encode()), dtype=torch.uint8)
-        tensors[f"{owner}.{MARKER}"] = Planned.of(data)
-    config = getattr(model, "config", {})
-    for key, flag in family.flags.items():
-        if config.get(key):
-            tensors[flag] = Planned.of(torch.zeros(0))
-    metadata = {METADATA: json.dumps({"format_version": VERSION, "layers": markers})}
-    write_tensors(directory / FILE, tensors, metadata, modes.data)
+            continue
+        if leaf == "weight" and integers:
+            _log.warning("%s is written in float: its layers differ in rotation, or some are float", owner)
+        tensors[native] = _joined([_float(native, part) for part in parts], rows.swapped)
+    return tensors, markers
 
 
 def refusal_of(layer: QuantizedLayer) -> str | None:
