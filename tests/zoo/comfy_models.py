@@ -1,6 +1,6 @@
 """Models whose native names the format comfy knows, tiny with random weights, and real configurations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffusers as d
@@ -31,11 +31,17 @@ MODELS: dict[str, Callable[[], Any]] = {
 
 
 def model(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Returns a model of MODELS whose weights, biases and tables are all different random numbers."""
+    """Returns a model of MODELS with random numbers."""
     torch.manual_seed(0)
-    module: nn.Module = MODELS[name]().to(dtype).eval().requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.copy_(torch.randn_like(parameter) / max(parameter.shape[-1], 1) ** 0.5)
+    return randomized(MODELS[name]().to(dtype))
+
+
+def randomized(module: nn.Module) -> nn.Module:
+    """Gives all weights, biases and tables of `module` different random numbers, and returns `module`."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.eval().requires_grad_(False).parameters():
+        random = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(random / max(parameter.shape[-1], 1) ** 0.5)
     return module
 
 
@@ -60,13 +66,14 @@ def integer(linear: nn.Linear, group: int | None = None) -> QuantizedLinear:
     return QuantizedLinear(numbers)
 
 
-def integers(module: nn.Module, group: int | None = None) -> dict[str, QuantizedLinear]:
-    """Returns integer layers for all linear layers of `module`, by name. Those whose inputs have a multiple of `group`
-    channels are rotated."""
+def integers(module: nn.Module, group: int | None = None, keep: Sequence[str] = ()) -> dict[str, QuantizedLinear]:
+    """Returns integer layers for the linear layers of `module`, by name, except for those with one of the words `keep`
+    in their name. Those whose inputs have a multiple of `group` channels are rotated."""
     linears = {name: layer for name, layer in module.named_modules() if isinstance(layer, nn.Linear)}
     return {
         name: integer(layer, group if group and layer.in_features % group == 0 else None)
         for name, layer in linears.items()
+        if not any(word in name for word in keep)
     }
 
 
