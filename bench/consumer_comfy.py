@@ -144,11 +144,12 @@ def z_image() -> Case:
     x, text, t = _image(), torch.randn(1, 32, 64), torch.tensor([0.6])
     ours = dict(x=[x[0][:, None]], t=1 - t, cap_feats=[text[0]])
     overrides = dict(
-        n_heads=32, n_kv_heads=32, axes_dims=[16, 16, 16], axes_lens=[256, 64, 64], rope_theta=256.0, n_refiner_layers=1,
-        ffn_dim_multiplier=8 / 3, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32, multiple_of=1,
+        n_heads=32, n_kv_heads=32, axes_dims=[16, 16, 16], axes_lens=[256, 64, 64], rope_theta=256.0,
+        n_refiner_layers=1, ffn_dim_multiplier=8 / 3, z_image_modulation=True, time_scale=1000.0,
+        pad_tokens_multiple=32, multiple_of=1,
     )  # fmt: skip
     theirs = dict(x=x, timesteps=t, context=text)
-    return Case(model, theirs, ours, lambda y: -y[:, 0][None], overrides, {"num_tokens": 32})
+    return Case(model, theirs, ours, lambda y: -y[:, :, 0], overrides, {"num_tokens": 32})
 
 
 CASES: dict[str, Callable[[], Case]] = {
