@@ -13,7 +13,7 @@ from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.transforms import Rotate, weight_for
 from octavo.calibrate.layers.weights import round_to_nearest
 
-from .image_pipelines import flux_parts, qwen_image, sd3_parts, z_image
+from .image_pipelines import IMAGES, flux_parts, qwen_image, sd3_parts, z_image
 from .video_pipelines import WAN, ltx
 
 _WAN_IMAGE = dict(image_dim=16, added_kv_proj_dim=24, in_channels=16)  # the image branch of Wan 2.1 I2V
@@ -27,7 +27,15 @@ MODELS: dict[str, Callable[[], Any]] = {
     "wan": lambda: d.WanTransformer3DModel(**WAN | _WAN_IMAGE),
     "wan-vace": lambda: d.WanVACETransformer3DModel(**WAN, in_channels=16, vace_layers=[0], vace_in_channels=96),
     "z-image": lambda: z_image()[0].transformer,
-}
+    "flux2": lambda: IMAGES["flux2"]()[0].transformer,
+    "chroma": lambda: IMAGES["chroma"]()[0].transformer,
+    "auraflow": lambda: IMAGES["auraflow"]()[0].transformer,
+    "krea2": lambda: IMAGES["krea2"]()[0].transformer,
+    "qwen-image-2.1": lambda: d.QwenImage21Transformer2DModel(
+        in_channels=16, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, context_in_dim=32,
+        axes_dims_rope=(8, 4, 4),
+    ),
+}  # fmt: skip
 
 
 def model(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -13,7 +13,8 @@ from octavo.capture.arrays import read_array
 from octavo.capture.errors import OctavoError
 
 from ..verdict import Verdict
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 from .structure import INT8, METADATA, Content, Marker, file_in, rotation_of
 
 COMFYUI, SGLANG, CPP = "ComfyUI", "SGLang", "stable-diffusion.cpp"
@@ -22,7 +23,7 @@ _FORMATS = (INT8, "float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "convrot_w4a
 _KEYS = {"format", "convrot", "convrot_groupsize", "params", "full_precision_matrix_mult", "num_experts", "per_row"}
 # tensors beside an int8 weight that other programs write, and that ComfyUI drops
 _DROPPED = ("pre_quant_scale", "input_scale", "input_offset", "smooth_factor", "mul_scale", "weight_zero_point")
-_SGLANG_GROUPS = (16, 64, 256)
+_SGLANG_GROUPS, _SGLANG_MODEL = (16, 64, 256), "Qwen-Image-2.1"  # and MiniMax-H3, which Octavo does not know
 _AGAIN = "Calibrate again with --format comfy, or ask the maker of the file for another."
 
 
@@ -179,8 +180,8 @@ def _for_sglang(content: Content) -> Verdict:
             return Verdict(SGLANG, "layers", False, f"{name} is not rotated by 16, 64 or 256, as SGLang needs it")
         if weight is None or scale is None or scale.shape not in ((*weight.shape[:1], 1), ()):
             return Verdict(SGLANG, "layers", False, f"{name}.weight_scale does not have the shape [rows, 1] or []")
-    if family is not None:
-        fact = f"loads the int8 files of MiniMax-H3 and Qwen-Image-2.1, not those of {family.title}"
+    if family is not None and family.title != _SGLANG_MODEL:
+        fact = f"loads the int8 files of MiniMax-H3 and {_SGLANG_MODEL}, not those of {family.title}"
         return Verdict(SGLANG, "model", False, fact)
     return Verdict(SGLANG, "layers", True, "all int8 layers are rotated by 16, 64 or 256")
 

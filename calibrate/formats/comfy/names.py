@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.capture.errors import UsageError
 
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,11 +20,12 @@ INSTEAD = "Use --format diffusers."
 
 
 class Rows(NamedTuple):
-    """The tensors whose rows make a native tensor: their names in diffusers, in order, and whether the first and the
-    second half of the rows are exchanged."""
+    """The tensors whose rows make a native tensor: their names in diffusers, in order; whether the first and the
+    second half of the rows are exchanged; and whether the axes are joined into one."""
 
     names: tuple[str, ...]
-    swapped: bool
+    swapped: bool = False
+    flat: bool = False
 
 
 class _Rule(NamedTuple):
@@ -80,7 +82,7 @@ def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
             fact = f"{native} consists of {rule.parts} layers, but the model only has {', '.join(parts.values())}"
             raise UsageError(f"format comfy: {fact}. {INSTEAD}")
         swapped = rule.native in family.swapped or (rule.native in family.swapped_last and number == last)
-        result[native] = Rows(tuple(parts[part] for part in sorted(parts)), swapped)
+        result[native] = Rows(tuple(parts[part] for part in sorted(parts)), swapped, rule.native in family.flat)
     return result
 
 

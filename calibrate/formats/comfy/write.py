@@ -30,8 +30,8 @@ from ...layers.schemes import DYNAMIC
 from ...layers.transforms import Rotate, same_transform
 from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, state
-from .families import Family
-from .names import family_of, native_names
+from .family import Family
+from .names import Rows, family_of, native_names
 from .structure import FILE, MARKER, METADATA, VERSION, marker_of
 
 _log = logging.getLogger(__name__)
@@ -87,11 +87,11 @@ def native_tensors(
         integers = [part.layer for part in parts if part.layer is not None]
         if leaf == "weight" and integers and _agree(integers, len(parts)):
             markers[owner] = marker_of(_group(integers[0]))
-            tensors |= {f"{owner}.{key}": value for key, value in _integer_tensors(integers, rows.swapped).items()}
+            tensors |= {f"{owner}.{key}": value for key, value in _integer_tensors(integers, rows).items()}
             continue
         if leaf == "weight" and integers:
             _log.warning("%s is written in float: its layers differ in rotation, or some are float", owner)
-        tensors[native] = _joined([_float(native, part) for part in parts], rows.swapped)
+        tensors[native] = _joined([_float(native, part) for part in parts], rows)
     return tensors, markers
 
 
@@ -131,12 +131,11 @@ def _group(layer: QuantizedLayer) -> int | None:
     return layer.transform.size if isinstance(layer.transform, Rotate) else None
 
 
-def _integer_tensors(integers: list[QuantizedLayer], swapped: bool) -> dict[str, Planned]:
-    """Returns weight and weight scale of the matrix that consists of the rows of `integers`. `swapped` is as in
-    `Rows`."""
+def _integer_tensors(integers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
+    """Returns weight and weight scale of the matrix that consists of the `rows` of `integers`."""
     weights = [Planned.of(layer.weight.detach()) for layer in integers]
     scales = [Planned.of(layer.weight_scale.view(-1, 1)) for layer in integers]
-    return {"weight": _joined(weights, swapped), "weight_scale": _joined(scales, swapped)}
+    return {"weight": _joined(weights, rows), "weight_scale": _joined(scales, rows)}
 
 
 def _float(native: str, source: Source) -> Planned:
@@ -160,21 +159,20 @@ def dequantized(layer: QuantizedLayer) -> Tensor:
     return (weight if transform is None else transform.weight(weight)).to(layer.dtype)  # a rotation is its own inverse
 
 
-def _joined(parts: list[Planned], swapped: bool) -> Planned:
-    """Returns the plan of the tensor with the rows of `parts`. If `swapped`, the first and the second half of the rows
-    are exchanged."""
-    if len(parts) == 1 and not swapped:
+def _joined(parts: list[Planned], rows: Rows) -> Planned:
+    """Returns the plan of the native tensor that `parts` make, as `rows` says."""
+    if len(parts) == 1 and not rows.swapped and not rows.flat:
         return parts[0]
-    rows = sum(part.shape[0] for part in parts)
-    return Planned(parts[0].dtype, (rows, *parts[0].shape[1:]), partial(_join, parts, swapped))
+    shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+    return Planned(parts[0].dtype, (shape.numel(),) if rows.flat else tuple(shape), partial(_join, parts, rows))
 
 
-def _join(parts: list[Planned], swapped: bool) -> Tensor:
-    return join([part.make().detach() for part in parts], swapped)
+def _join(parts: list[Planned], rows: Rows) -> Tensor:
+    return join([part.make().detach() for part in parts], rows)
 
 
-def join(tensors: list[Tensor], swapped: bool) -> Tensor:
-    """Returns the rows of `tensors` as one tensor. If `swapped`, the first and the second half of the rows are
-    exchanged."""
+def join(tensors: list[Tensor], rows: Rows) -> Tensor:
+    """Returns the native tensor that the rows of `tensors` make, as `rows` says."""
     tensor = torch.cat(tensors)
-    return torch.cat(tensor.chunk(2)[::-1]) if swapped else tensor
+    tensor = torch.cat(tensor.chunk(2)[::-1]) if rows.swapped else tensor
+    return tensor.flatten() if rows.flat else tensor

@@ -5,7 +5,9 @@ import torch
 from diffusers.loaders import single_file_utils as converters
 from torch import Tensor
 
-from octavo.calibrate.formats.comfy.families import FAMILIES, Family
+from octavo.calibrate.formats.comfy.check import family_in
+from octavo.calibrate.formats.comfy.families import FAMILIES
+from octavo.calibrate.formats.comfy.family import Family
 from octavo.calibrate.formats.comfy.names import family_of, native_names, refusal, together
 from octavo.calibrate.formats.comfy.write import join
 
@@ -20,6 +22,11 @@ CONVERTERS = {
     "WanTransformer3DModel": converters.convert_wan_transformer_to_diffusers,
     "WanVACETransformer3DModel": converters.convert_wan_transformer_to_diffusers,
     "ZImageTransformer2DModel": converters.convert_z_image_transformer_checkpoint_to_diffusers,
+    "Flux2Transformer2DModel": converters.convert_flux2_transformer_checkpoint_to_diffusers,
+    "ChromaTransformer2DModel": converters.convert_chroma_transformer_checkpoint_to_diffusers,
+    "AuraFlowTransformer2DModel": converters.convert_auraflow_transformer_checkpoint_to_diffusers,
+    "Krea2Transformer2DModel": converters.convert_krea2_transformer_checkpoint_to_diffusers,
+    "QwenImage21Transformer2DModel": converters.convert_qwen_image21_transformer_checkpoint_to_diffusers,
     "QwenImageTransformer2DModel": lambda tensors: tensors,  # diffusers reads such files without a conversion
 }
 REAL = {
@@ -36,13 +43,18 @@ REAL = {
         dict(in_channels=36, image_dim=1280, added_kv_proj_dim=5120),
     ),
     "z-image": ("ZImageTransformer2DModel", dict()),
+    "flux2": ("Flux2Transformer2DModel", dict()),
+    "chroma": ("ChromaTransformer2DModel", dict()),
+    "auraflow": ("AuraFlowTransformer2DModel", dict()),
+    "krea2": ("Krea2Transformer2DModel", dict()),
+    "qwen-image-2.1": ("QwenImage21Transformer2DModel", dict()),
 }  # fmt: skip
 
 
 def native_tensors(tensors: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
     """Returns the float `tensors` of a model under their native names."""
     rows = native_names(tensors, family)
-    return {native: join([tensors[name] for name in row.names], row.swapped) for native, row in rows.items()}
+    return {native: join([tensors[name] for name in row.names], row) for native, row in rows.items()}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -50,7 +62,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "flux"])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in {"flux", "chroma"}])
 def test_diffusers_converts_the_native_tensors_back(name):
     module = model(name)
     native = native_tensors(module.state_dict(), family_of(module))
@@ -74,10 +86,18 @@ def test_every_tensor_has_one_native_name(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_names_tell_the_family_and_whether_they_are_native(name):
+    tensors = model(name).state_dict()
+    family = family_of(model(name))
+    assert family_in(set(native_names(tensors, family))) == (family, True)
+    assert family_in(set(tensors)) == (family, family.diffusers is None)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_layers_of_one_matrix_have_the_same_inputs(name):
     module = model(name)
     groups = together(module)
-    assert bool(groups) == (name in {"flux", "sd3", "sd35", "z-image"})
+    assert bool(groups) == (name in {"flux", "flux2", "chroma", "sd3", "sd35", "z-image", "qwen-image-2.1"})
     for group in groups:
         assert len({module.get_submodule(layer).in_features for layer in group}) == 1
     if name == "flux":

@@ -52,10 +52,10 @@ def expected(module: nn.Module, layers: Mapping[str, QuantizedLayer]) -> dict[st
         owners = [name.rpartition(".")[0] for name in row.names]
         if leaf == "weight" and owners[0] in layers:
             scales = [layers[name].weight_scale[:, None] for name in owners]
-            result[f"{owner}.weight_scale"] = join(scales, row.swapped)
-            result[native] = join([layers[name].weight.detach() for name in owners], row.swapped)
+            result[f"{owner}.weight_scale"] = join(scales, row)
+            result[native] = join([layers[name].weight.detach() for name in owners], row)
         else:
-            result[native] = join([floats[name] for name in row.names], row.swapped)
+            result[native] = join([floats[name] for name in row.names], row)
     return result
 
 
