@@ -29,6 +29,10 @@ CLASSES = {
     "ltxv": ("lightricks.model", "LTXVModel"),
     "wan2.1": ("wan.model", "WanModel"),
     "lumina2": ("lumina.model", "NextDiT"),
+    "flux2": ("flux.model", "Flux"),
+    "krea2": ("krea2.model", "SingleStreamDiT"),
+    "chroma": ("chroma.model", "Chroma"),
+    "auraflow": ("aura.mmdit", "MMDiT"),
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -84,7 +88,7 @@ def _loaded(file: str, overrides: dict[str, Any]) -> nn.Module:
     tensors, metadata = comfy.utils.convert_old_quants(tensors, "", metadata=metadata)
     config = comfy.model_detection.model_config_from_unet(tensors, "", metadata=metadata)
     sizes = config.unet_config | overrides
-    module, name = CLASSES[sizes.get("image_model", "mmdit")]
+    module, name = CLASSES[sizes.get("image_model", "auraflow" if "n_double_layers" in sizes else "mmdit")]
     operations = comfy.ops.pick_operations(None, torch.float32, load_device=torch.device("cpu"), model_config=config)
     make = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
     model: nn.Module = make(**sizes, device="cpu", operations=operations, dtype=torch.float32)
@@ -110,6 +114,21 @@ def _layers(model: nn.Module) -> dict[str, Tensor]:
     return results
 
 
+def _maps(wanted: dict[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
+    """Returns for each name in `wanted` ComfyUI's map of names, which the named function of comfy.utils makes from its
+    argument: a dict from a name in diffusers to the native name, the first row in it or None, and whether the halves
+    are exchanged."""
+    import comfy.utils
+
+    def place(entry: Any) -> list[Any]:
+        if isinstance(entry, str):
+            return [entry, None, False]
+        return [entry[0], None if entry[1] is None else entry[1][1], len(entry) > 2]
+
+    made = {name: getattr(comfy.utils, function)(sizes) for name, (function, sizes) in wanted.items()}
+    return {name: {key: place(entry) for key, entry in names.items()} for name, names in made.items()}
+
+
 def main(comfyui: str, job_file: str) -> None:
     """Does the job in the file `job_file` with the sources of ComfyUI in the directory `comfyui`."""
     job = json.loads(Path(job_file).read_text())
@@ -118,6 +137,9 @@ def main(comfyui: str, job_file: str) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    if "maps" in job:
+        Path(job["out"]).write_text(json.dumps(_maps(job["maps"])))
+        return
     notes = _Notes()
     logging.getLogger().addHandler(notes)
     with torch.no_grad():

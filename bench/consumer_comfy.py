@@ -8,7 +8,7 @@ weights and some layers rotated, the program writes the int8 file and lets Comfy
 (`bench.comfy_child`). It checks that no tensor is missing or left over; that the integers, scales and rotations are
 those that were written; that each layer computes, in float32 and bfloat16, bit for bit what Octavo's description of the
 consumer's arithmetic says (`tests.zoo.comfy_models.eager`); and that the output of the model is that of Octavo's model
-in diffusers.
+in diffusers. It also compares the native names of real models with the maps of names in ComfyUI.
 """
 
 import json
@@ -24,7 +24,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from octavo.calibrate.formats.comfy.names import family_of
+from octavo.calibrate.formats.comfy.families import FAMILIES
+from octavo.calibrate.formats.comfy.names import family_of, native_names
 from octavo.calibrate.formats.comfy.structure import FILE, Content, rotation_of
 from octavo.calibrate.formats.comfy.write import write_comfy
 from octavo.calibrate.layers.install import quantized
@@ -40,12 +41,12 @@ LEAST = 30.0  # dB; the two implementations of a model differ by float32 roundin
 
 class Case(NamedTuple):
     """A tiny model of one family and its call: `theirs` are the arguments of ComfyUI's model, `ours` those of the model
-    in diffusers; `restored` turns the output of the latter into that of the former. `overrides` are sizes that ComfyUI
-    does not find in a file."""
+    in diffusers; `restored` turns the output of the latter into that of the former. Without arguments only the layers
+    are computed. `overrides` are sizes that ComfyUI does not find in a file."""
 
     model: nn.Module
-    theirs: dict[str, Tensor]
-    ours: dict[str, Any]
+    theirs: Mapping[str, Tensor] = {}
+    ours: Mapping[str, Any] = {}
     restored: Callable[[Tensor], Tensor] = lambda y: y
     overrides: Mapping[str, Any] = {}
     options: Mapping[str, Any] = {}
@@ -152,9 +153,47 @@ def z_image() -> Case:
     return Case(model, theirs, ours, lambda y: -y[:, :, 0], overrides, {"num_tokens": 32})
 
 
+def flux2() -> Case:
+    """Returns a Flux.2 of one block of each kind."""
+    return Case(
+        d.Flux2Transformer2DModel(
+            in_channels=128, num_layers=1, num_single_layers=1, attention_head_dim=128, num_attention_heads=2,
+            joint_attention_dim=64,
+        )
+    )  # fmt: skip
+
+
+def krea2() -> Case:
+    """Returns a Krea 2 of one block."""
+    model = d.Krea2Transformer2DModel(
+        in_channels=64, num_layers=1, attention_head_dim=128, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=768, text_hidden_dim=256, num_text_layers=3, text_num_attention_heads=2,
+        text_num_key_value_heads=2, text_intermediate_size=768,
+    )  # fmt: skip
+    return Case(model, overrides={"txtheads": 2, "txtkvheads": 2})
+
+
+def chroma() -> Case:
+    """Returns a Chroma of one block of each kind."""
+    model = d.ChromaTransformer2DModel(
+        num_layers=1, num_single_layers=1, num_attention_heads=2, joint_attention_dim=64, approximator_hidden_dim=128,
+        approximator_layers=2,
+    )  # fmt: skip
+    return Case(model, overrides={"out_dim": 256, "hidden_dim": 128, "n_layers": 2})
+
+
+def auraflow() -> Case:
+    """Returns an AuraFlow of one block of each kind."""
+    model = d.AuraFlowTransformer2DModel(
+        num_mmdit_layers=1, num_single_dit_layers=1, num_attention_heads=1, joint_attention_dim=2048,
+        caption_projection_dim=256, pos_embed_max_size=64,
+    )  # fmt: skip
+    return Case(model, overrides={"dim": 256, "n_heads": 1, "global_conddim": 256})
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "Qwen-Image": qwen_image, "LTX-Video": ltx, "Flux.1": flux, "Stable Diffusion 3.5": sd3, "Wan 2.1": wan,
-    "Z-Image": z_image,
+    "Z-Image": z_image, "Flux.2": flux2, "Krea 2": krea2, "Chroma": chroma, "AuraFlow": auraflow,
 }  # fmt: skip
 
 
@@ -180,10 +219,76 @@ def prove(
         if names and name not in names:
             continue
         try:
-            rows.append((name, "computed", *_proven(name, make(), folder, comfyui, python)))
+            case = make()
+            rows.append((name, "computed" if case.theirs else "loaded", *_proven(name, case, folder, comfyui, python)))
         except subprocess.CalledProcessError as error:
-            rows.append((name, "computed", False, (error.stderr or str(error)).strip().splitlines()[-1]))
+            rows.append((name, "loaded", False, (error.stderr or str(error)).strip().splitlines()[-1]))
     return rows
+
+
+class Map(NamedTuple):
+    """A map of names that ComfyUI applies to LoRAs: the function in comfy/utils.py, its argument, and the class and the
+    configuration of the model in diffusers that it is for."""
+
+    function: str
+    sizes: dict[str, int]
+    kind: str
+    config: dict[str, Any]
+
+
+MAPS = {
+    "Flux.1": Map(
+        "flux_to_diffusers", {"depth": 19, "depth_single_blocks": 38, "hidden_size": 3072}, "FluxTransformer2DModel",
+        {"guidance_embeds": True},
+    ),
+    "Stable Diffusion 3.5": Map(
+        "mmdit_to_diffusers", {"depth": 24, "num_blocks": 24}, "SD3Transformer2DModel",
+        dict(
+            num_layers=24, num_attention_heads=24, caption_projection_dim=1536, qk_norm="rms_norm",
+            dual_attention_layers=tuple(range(13)),
+        ),
+    ),
+    "Z-Image": Map("z_image_to_diffusers", {"n_layers": 30, "dim": 3840}, "ZImageTransformer2DModel", {}),
+    "AuraFlow": Map("auraflow_to_diffusers", {"n_double_layers": 4, "n_layers": 36}, "AuraFlowTransformer2DModel", {}),
+    "Krea 2": Map("krea2_to_diffusers", {"layers": 28}, "Krea2Transformer2DModel", {}),
+}  # fmt: skip
+
+
+def maps(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
+    """Compares the native names of real models with the maps in ComfyUI's comfy/utils.py; returns rows like `prove`."""
+    place = folder / "maps"
+    place.mkdir(parents=True, exist_ok=True)
+    job = {
+        "maps": {name: [entry.function, entry.sizes] for name, entry in MAPS.items()},
+        "out": str(place / "out.json"),
+    }
+    (place / "job.json").write_text(json.dumps(job))
+    command = [environment(folder / "environment"), "-m", "bench.comfy_child", str(comfyui), str(place / "job.json")]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    theirs = json.loads((place / "out.json").read_text())
+    rows = []
+    for name, entry in MAPS.items():
+        ours = _places(entry)
+        common = ours.keys() & theirs[name].keys()
+        apart = sorted(key for key in common if ours[key] != theirs[name][key])
+        facts = [f"{key} is {ours[key]}, in ComfyUI {theirs[name][key]}" for key in apart[:1]]
+        facts = facts or [f"{len(common)} of {len(ours)} names are the same in ComfyUI's {entry.function}"]
+        rows.append((name, "map", not apart and bool(common), facts[0]))
+    return rows
+
+
+def _places(entry: Map) -> dict[str, list[Any]]:
+    """Returns a dict from each name in diffusers to the native name, the first of its rows in a joined tensor or None,
+    and whether its halves are exchanged, as ComfyUI's maps say it."""
+    with torch.device("meta"):
+        tensors = getattr(d, entry.kind)(**entry.config).state_dict()
+    places = {}
+    for native, rows in native_names(tensors, FAMILIES[entry.kind]).items():
+        name, start = native.replace("_norm.scale", "_norm.weight"), 0  # ComfyUI reads both names
+        for source in rows.names:
+            places[source] = [name, start if len(rows.names) > 1 else None, rows.swapped]
+            start += len(tensors[source])
+    return places
 
 
 def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) -> tuple[bool, str]:
@@ -206,14 +311,15 @@ def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) ->
         results = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         notes = json.loads(file.metadata()["notes"])
     count, faults = _compared(place / FILE, results)
+    facts = [f"{count} int8 layers of {family_of(model).title} equal in float32 and bfloat16"]
+    facts = faults[:1] or facts
+    if not case.theirs:
+        return not faults and not notes, "; ".join([*facts, *notes])
     with torch.no_grad():
         exact = case.restored(_output(model(**case.ours)))
         with quantized(model, layers):
             ours = case.restored(_output(model(**case.ours)))
     apart, loss = (_sqnr(reference, results["output"]) for reference in (ours, exact))
-    facts = [
-        f"{count} int8 layers of {family_of(model).title} equal in float32 and bfloat16" if not faults else faults[0]
-    ]
     facts += [f"output {apart:.1f} dB from Octavo's, {loss:.1f} dB from the float model's", *notes]
     return not faults and not notes and apart > LEAST, "; ".join(facts)
 
@@ -260,5 +366,5 @@ def _sqnr(exact: Tensor, other: Tensor) -> float:
 
 if __name__ == "__main__":
     comfyui, folder, *chosen = [*sys.argv[1:], *["/tmp/octavo-comfy"][len(sys.argv) - 2 :]]
-    for row in prove(Path(folder), Path(comfyui), chosen):
+    for row in [*maps(Path(folder), Path(comfyui)), *prove(Path(folder), Path(comfyui), chosen)]:
         print(*row, sep="\t")
