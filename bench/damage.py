@@ -130,7 +130,6 @@ def prepared(folder: Path) -> tuple[Path, Path, list[Subject]]:
 
 
 def _calibrated() -> Calibrator:
-    """Calibrates a small network of convolutions on noise."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
     calibrator = Calibrator(model.eval(), QuantConfig(quant_mode=1), [[torch.randn(2, 3, 9, 9)]])
@@ -148,12 +147,10 @@ def _ranks(calibrator: Calibrator, folder: Path) -> None:
 
 
 def _external(calibrator: Calibrator, folder: Path) -> None:
-    """Writes ONNX graphs with their tensors in separate files."""
     write_all(calibrator.result.layers, calibrator.model, folder, "net", calibrator.result.example, largest=100)
 
 
 def _run_or_exit(*arguments: object) -> None:
-    """Runs an octavo command. Raises SystemExit if it fails."""
     result = CliRunner().invoke(octavo, [str(argument) for argument in arguments])
     if result.exit_code:
         raise SystemExit(f"{arguments}: {result.output}")

@@ -30,7 +30,6 @@ def _load(folder: Path, name: Stored) -> nn.Module:
 
 
 def _names(folder: Path) -> set[str]:
-    """Returns the names of the layers that Octavo quantizes."""
     model = _load(folder, Stored.INT8)
     return {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 

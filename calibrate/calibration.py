@@ -77,7 +77,6 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
     fewer = _without_worst_layers(part.plan, part.powers, settings)
     plan = without_multipliers(model, fewer, part.choices, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
@@ -116,9 +115,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
 def _released(
     model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
 ) -> dict[str, QuantizedLayer]:
-    """Makes the integer layers `names` with the functions in `makers`, a dict from layer name to function, and returns
-    them. Each layer replaces its float layer in `model` before the next one is made, so that the memory of the float
-    layer is freed. `progress` shows how many are made."""
+    # each integer layer replaces its float layer before the next is made: the float layer is then freed
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -205,8 +202,6 @@ def calibrate_folded(
 
 
 def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    """Returns the settings with further layers that stay float: the keys of `reasons`, a dict from layer name to the
-    reason."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})
     return replace(settings, defaults={**reasons, **settings.defaults})

@@ -155,8 +155,7 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """Returns the surveys of linear layers, which observe whole inputs. The surveys of convolutions, which observe
-    patches of the input, are left out."""
+    # the surveys of convolutions observe patches of the input, the others whole inputs
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
@@ -207,10 +206,10 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Returns a dict from layer name to the choice with weights rounded to the nearest, the range in `observations` and
-    the transform in `transforms`, and a dict from the name of each layer without a choice to the reason why it stays
-    float. `edges`: the noise levels between two timestep bins, for ranges that depend on the bin. With
-    `settings.strict`, raises NumbersError for a layer that never ran."""
+    """Returns two dicts by layer name. The first has the choice for each layer, with the weight rounded to the nearest,
+    the range in `observations` and the transform in `transforms`. The second has, for each layer without a choice, the
+    reason why the layer stays float. `edges`: the noise levels that separate the timestep bins, if ranges depend on the
+    bin. With `settings.strict`, raises NumbersError for a layer that never ran."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype

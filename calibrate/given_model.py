@@ -52,13 +52,10 @@ def _unwrapped(model: nn.Module) -> Iterator[None]:
 
 
 def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Returns (name, module) for all modules inside `model`; a module with several names is listed once for each
-    name."""
     return [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
 
 
 def _below(name: str, others: dict[str, nn.Module]) -> bool:
-    """Returns whether the module `name` is inside one of the modules that the keys of `others` name."""
     return any(name.startswith(f"{other}.") for other in others)
 
 
@@ -155,7 +152,6 @@ def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
 
 
 def _check_adapters(model: nn.Module) -> None:
-    """Raises UsageError for a model with peft layers, naming the calls that merge the adapters and remove peft."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     peft = sys.modules.get("peft")
     if tuners is None or peft is None:  # peft is not imported, so no module is a peft layer

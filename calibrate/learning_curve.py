@@ -39,8 +39,8 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Returns the output of the integer layer, or of the float layer if no integer layer can be made from the
-        choice (`layer_of`)."""
+        """Returns the output of the integer layer for `input`; the output of the float layer if no integer layer can be
+        made."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
@@ -84,12 +84,14 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns a dict from number of calls to choices: for each snapshot that is measured, the choices made from what
-    was observed up to it, and for the number of all calls the choices of `chosen`. All of them have weights rounded to
-    the nearest. `work` holds the progress display and the ranks that take part.
+    """Returns the choices that fewer calibration calls would have given: a dict from number of calls to a dict from
+    layer name to choice. The dict has an entry for each snapshot that the learning curve measures, with choices made
+    only from what was observed in the first 1, 2, 4, ... prompts. One more entry, for all calls, has the choices of
+    `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress display and the ranks that
+    take part.
 
-    The dict is empty where choices do not depend on the calls (weight-only), where the layers that stay float are
-    picked by their error on all calls (`settings.fallback`), and where a snapshot does not hold all ranges: with
+    The dict is empty in three cases: choices do not depend on the calls (weight-only); the layers that stay float are
+    picked by their error on all calls (`settings.fallback`); or a snapshot does not hold all ranges, which is so with
     timestep bins, and with smoothing or a rounding method if the observer is not "minmax".
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
@@ -154,6 +156,6 @@ def _size(row: Mapping[str, Any]) -> int:
 
 
 def _counted(row: Mapping[str, Any]) -> str:
-    """Returns as a text how many prompts, or else calls, a row of the learning curve is for: 8 prompts, or 224
-    calls."""
+    """Returns a text such as "8 prompts", or "224 calls" if the calls do not name their prompts, for a row of the
+    learning curve."""
     return f"{_size(row)} {'calls' if row['prompts'] is None else 'prompts'}"

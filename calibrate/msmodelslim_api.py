@@ -116,7 +116,6 @@ class QuantConfig:
             raise NotImplementedError("w_signed, w_sym: weights can only be symmetric int8. Set both to True.")
 
     def _methods(self) -> list[str]:
-        """Returns the names of the accuracy methods that are switched on."""
         methods = self.keep_acc or {}
         return [
             name

@@ -73,8 +73,8 @@ def calibrate_part(
     `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
     `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
     gets the plan and the choices, and returns another plan and other choices, from which the integer layers are then
-    made. `announce` is called with the positions, among all calls, of those that this rank runs for rounding and for
-    measuring.
+    made. `announce` is called with the positions, among all calls, of the calls that this rank runs for rounding and
+    for measuring.
     """
     chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices
@@ -160,7 +160,6 @@ def check_any_quantized(plan: Plan) -> None:
 def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """Returns the integer layer `name`: the one in `layers`, or a new one made from its choice in `choices`."""
     if name in layers:
         return layers[name]
     layer = layer_of(layer_at(model, name), choices[name])

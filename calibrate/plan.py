@@ -176,8 +176,6 @@ def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]
 
 
 def _listed(module: nn.Module) -> bool:
-    """Returns whether a plan lists `module`: a layer that can become integers, or one of a class that cannot, such as
-    nn.Conv1d."""
     return isinstance(module, (nn.Linear, nn.Conv2d, *_UNSUPPORTED))
 
 

@@ -168,6 +168,6 @@ def measured_on(totals: Mapping[str, Any]) -> str:
 
 
 def worst(report: Mapping[str, Any], count: int = 10) -> list[dict[str, Any]]:
-    """Returns the rows of the `count` quantized layers with the lowest SQNR, the lowest first."""
+    """Returns the rows of the `count` quantized layers in `report` with the lowest SQNR, the lowest first."""
     rows = [row for row in report["layers"] if row.get("sqnr") is not None]
     return sorted(rows, key=lambda row: (row["sqnr"], row["name"]))[:count]

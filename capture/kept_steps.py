@@ -61,10 +61,7 @@ class KeptSteps:
         self._kept = self.rule.kept(self.expected)
 
     def __call__(self, step: int) -> bool:
-        """Returns whether to store a call of the current run.
-
-        `step` is the number of the call's denoising step, as recorder.Clock counts steps.
-        """
+        """Returns whether to store a call of the current run. `step` is the number of the call's denoising step."""
         if self._step is None and (steps := self._announced()):
             self.expected = steps
             self._kept = self.rule.kept(steps)
@@ -74,7 +71,8 @@ class KeptSteps:
         return self._kept(self.count - 1)
 
     def miscounted(self) -> bool:
-        """Ends a run; returns True if other steps were stored than the rule requires for a run of this length."""
+        """Ends the run. Returns True if the steps that were stored are not those that the rule requires for a run of
+        this length."""
         self.expected, self._announced = self.count, lambda: None
         required = self.rule.kept(self.count)
         return any(required(step) != self._kept(step) for step in range(self.count))

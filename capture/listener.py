@@ -50,7 +50,6 @@ class _Inputs(Memory):
         self._kind = kind
 
     def add(self, call: Call) -> None:
-        """Keeps a call. Raises UsageError if the call has positional arguments without names."""
         if call.args:
             fact = f"{len(call.args)} positional arguments have no names, which the dicts of `inputs` need"
             raise UsageError(f"{self._kind}.forward: {fact}. Pass them by name, or give the Listener a directory.")

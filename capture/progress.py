@@ -38,7 +38,7 @@ class Reports:
         was at least `every` seconds ago.
 
         `share`, 0 to 1, is how much of the work was done since `began` (time.monotonic). The estimate of the seconds
-        left follows from the two.
+        left follows from `share` and `began`.
         """
         now = time.monotonic()
         if now - self._last >= self._every:

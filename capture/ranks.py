@@ -302,7 +302,7 @@ def _lost_process(who: str) -> OctavoError:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Raises DeviceError in place of a RuntimeError in the `with` block, with which torch reports a dead process."""
+    """Turns a RuntimeError in the `with` block, by which torch reports a dead process, into a DeviceError."""
     try:
         yield
     except RuntimeError as error:

@@ -151,7 +151,8 @@ class Recorder:
 
     @property
     def swapped(self) -> int:
-        """The number of the module's attention processors that were replaced after `with` and before the first call."""
+        """The number of the module's attention processors that were replaced between the start of the `with` block and
+        the first call."""
         return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:
@@ -178,7 +179,8 @@ class Recorder:
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Records a call of the recorder's module, as its forward pre-hook.
 
-        Leaves the recording to `_before_callee` if the argument names have to come from the child that receives them.
+        Leaves the recording to `_before_callee` if the argument names have to come from the only child module, which
+        receives the arguments.
         """
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)

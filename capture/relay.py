@@ -28,7 +28,6 @@ def callee_of(module: nn.Module) -> nn.Module | None:
 
 
 def _variadic(module: nn.Module) -> bool:
-    """Returns whether the forward of `module` takes *args."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL in kinds
 

@@ -33,7 +33,7 @@ class Planned(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Planned":
-        """Makes the plan of a tensor that exists already."""
+        """Returns a Planned for a tensor that exists already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
@@ -44,9 +44,9 @@ class Planned(NamedTuple):
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
     """Writes a safetensors file, which must not exist yet, with the file mode `mode`.
 
-    `tensors` maps the name of each tensor to its plan, `metadata` names to texts. The bytes of the file do not depend
-    on the order of these two dicts. `safetensors.torch.save_file` would write the same bytes, except that it does not
-    sort the metadata.
+    `tensors` maps the name of each tensor to the Planned that makes it, `metadata` names to texts. The bytes of the
+    file do not depend on the order of these two dicts. `safetensors.torch.save_file` would write the same bytes, except
+    that it does not sort the metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))

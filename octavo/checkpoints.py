@@ -215,8 +215,6 @@ def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Mo
 
 
 def _origin_at(out: Path) -> Origin | None:
-    """Returns the fingerprint of the float model that the checkpoint at `out` was made from; None if its manifests hold
-    no fingerprint."""
     return next((manifest.origin for manifest in manifests_of(out) if manifest.origin is not None), None)
 
 
@@ -308,7 +306,8 @@ def open_pipeline(
     **options: Any,
 ) -> Any:
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
-    loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
+    loads the float pipeline that the checkpoints were calibrated in, with the quantized denoisers in place of the float
+    ones.
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
     are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a

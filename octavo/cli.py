@@ -35,8 +35,8 @@ def printing(heading: str = PRINTED) -> list[click.Parameter]:
 
 
 def debugging(heading: str = PRINTED) -> Option:
-    """Returns the option --debug, which --help-all lists under `heading`. It is read before --config, so that an error
-    in the config file can show a traceback."""
+    """Returns the option --debug, which --help-all lists under `heading`. --debug is read before --config, so that an
+    error in the config file can show a traceback."""
     return Option(["--debug"], is_flag=True, is_eager=True, heading=heading, help="Show the traceback of an error.")
 
 

@@ -69,7 +69,7 @@ def _key(name: str) -> str:
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
     """Joins the `totals` in the reports of several checkpoints, `parts`: adds numbers and bytes, and takes the lowest
-    output SQNR. Its confidence interval becomes None."""
+    output SQNR. The confidence interval of the SQNR becomes None."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

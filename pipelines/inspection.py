@@ -78,8 +78,6 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
 
 
 def _check_directory(directory: Path) -> None:
-    """Raises UsageError for a path that is not a directory. For a model in one file, the message says what to give
-    instead."""
     if directory.is_file() and directory.suffix in _ONE_FILE:
         raise UsageError(f"{directory}: is a single file, not a directory. {_from_one_file(directory)}")
     if directory.is_file():

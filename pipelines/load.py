@@ -138,8 +138,8 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Replaces some tensors of `module` by copies in `dtype`: those that the files in `folder` have in another dtype
-    than `stored`."""
+    """Replaces each tensor of `module` that has the dtype `stored`, but another dtype in the files in `folder`, by a
+    copy in `dtype`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:

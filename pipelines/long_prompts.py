@@ -13,7 +13,8 @@ _LINES = ("input was truncated because", "Token indices sequence length is longe
 
 
 def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> str | None:
-    """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if none does.
+    """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if no tokenizer
+    cuts any of them.
 
     `arguments` are the arguments of the call of `pipe`; the negative prompt among them is counted too.
     """
@@ -30,7 +31,8 @@ def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) 
 
 
 def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
-    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts there.
+    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts texts at this
+    limit.
 
     Tokenizers of CLIP have a limit of their own; for others max_sequence_length in `arguments` is the limit.
     """

@@ -122,7 +122,6 @@ def class_label(pipe: Any, text: str) -> int:
 
 
 def _classes(pipe: Any) -> int | None:
-    """Returns the number of classes in the config of the denoiser of `pipe`; None if the config does not say."""
     for part, name in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
         count = getattr(getattr(getattr(pipe, part, None), "config", None), name, None)
         if isinstance(count, int):

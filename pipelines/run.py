@@ -122,7 +122,6 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
 
 
 def _lacks_text_encoder(pipe: Any) -> bool:
-    """Returns whether a pipeline has components for text encoders and all of them are empty."""
     encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder")]
     return bool(encoders) and all(part is None for part in encoders)
 

@@ -11,7 +11,7 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 def groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model like SD3's.
 
-    They are the input layers and the output layers of each attention, and the first layer of each feed-forward.
+    The groups are the input layers and the output layers of each attention, and the first layer of each feed-forward.
     """
     groups = []
     for index, block in enumerate(model.transformer_blocks):
@@ -46,9 +46,9 @@ def _attention(block: Any, name: str, width: int) -> list[Group]:
 def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
     """Returns the smoothing group of `layers`, whose shared input is a modulated norm: norm(x) * (1 + scale) + shift.
 
-    The group's smoothing factors are folded into the layer `target`, which computes scale and shift. Its output
-    consists of chunks of `width` channels; `shift` and `scale` are the numbers of the chunks that hold them, counted
-    from 0.
+    The group's smoothing factors are folded into the layer `target`, which computes scale and shift. The output of
+    `target` consists of chunks of `width` channels; `shift` and `scale` are the numbers of the chunks that hold them,
+    counted from 0.
     """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 

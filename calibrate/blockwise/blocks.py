@@ -61,14 +61,14 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what `answer` gives. Raises Stopped, which ends the model's forward, if `answer` does: in a sweep,
-        for a block that comes after the one in memory."""
+        """Returns what `answer` returns. If `answer` raises Stopped, as for a block after the one in memory, the
+        model's forward ends."""
         return self._answer([args, kwargs])
 
 
 class BlockOutputs:
-    """The outputs that each block had for each call in a sweep (a visit to every block, in the order in which the model
-    runs them). A block that runs several times in a row has an output for each run."""
+    """The outputs of each block for each call, as `Blocks.sweep` stores them. A block that runs several times in a row
+    in a call has an output for each run."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
@@ -127,9 +127,9 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs `call`, and returns a dict from block to outputs, one for each run of the block, in the order in which
-        the blocks run. Of the outputs only shapes and dtypes can still be used: the file with their values is deleted.
-        `keep`: whether to remember the model's output, for `check_end`.
+        """Runs `call` and returns a dict from block to outputs, one for each run of the block, in the order in which
+        the blocks run. A SpilledTensor stands for each tensor; its file is deleted, so only its shape and dtype can be
+        used. With `keep`, remembers the model's output, which `check_end` compares.
 
         Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
@@ -161,9 +161,6 @@ class Blocks:
 
     @contextmanager
     def _only_inside(self, running: list[str]) -> Iterator[None]:
-        """Raises MisfitError, inside the `with` statement, when a layer inside a block is called while another block or
-        none is running. The running block is the last name in `running`."""
-
         def hook_for(block: str) -> Callable[..., None]:
             def check(*_: Any) -> None:
                 if running[-1:] != [block]:
@@ -177,8 +174,8 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Raises MisfitError unless `call` gives the model's output `expected` again, up to rounding, when stubs return
-        the stored `outputs` of its blocks."""
+        """Runs the model on `call`, with stubs that return the stored `outputs` in place of its blocks. Raises
+        MisfitError unless the model's output equals `expected`, up to rounding."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
@@ -194,17 +191,18 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError if the model computes another output for the first call than the whole model did in
-        `rehearse`. For use after all blocks, when each of them is a stub."""
+        """Raises MisfitError unless the model, with stubs for all its blocks, gives the output of the first call in
+        `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. `needs` is a dict from
-        stage (the name of its block, or END) to block names; `shapes` has the shapes of the blocks' outputs in
-        `call`."""
+        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. A stage is named after
+        its block, or END for what follows the last block. Sets the outputs of one block at a time to NaN, and sees
+        which stages receive NaN; a block whose outputs cannot be NaN counts as needed by all. `shapes` has the shapes
+        of the blocks' outputs in `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -231,8 +229,7 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls of the current sweep. Between two of them the model may run only the call that was yielded
-        last."""
+        """Yields the calls that `sweep` or `ended` was given. The model may run only the call that was yielded last."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -245,9 +242,9 @@ class Blocks:
         """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`, and returns
         their outputs.
 
-        `visit` is called with the block's name. It may run some or all of `self.calls()` on the model, several times.
-        If it returns a function, that function is called afterwards to change the block, such as to install integer
-        layers.
+        `visit` is called with the block's name. The function may run some or all of `self.calls()` on the model,
+        several times. If it returns a function, that function is called afterwards to change the block, such as to
+        install integer layers.
 
         Later blocks receive the outputs that the block had before the change. Outputs are kept for the calls that the
         visit ran, and for the calls whose position is `wanted`, which run after the visit. Later visits may run only
@@ -271,8 +268,9 @@ class Blocks:
 
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
-        """Makes the model run only the operations outside its blocks, inside the `with` statement: stubs return
-        `track`, the block outputs of a sweep over the same `calls`. Afterwards these outputs are deleted."""
+        """Makes the model run only the operations outside its blocks, inside the `with` statement: in place of each
+        block a stub returns `track`, the outputs that the block had in `sweep` for the same `calls`. Afterwards these
+        outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -285,8 +283,6 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Sets the number of runs of each block to 0 at the beginning of each forward, inside the `with` statement."""
-
         def begin(*_: Any) -> None:
             self._runs = {}
             outputs = self._track.outputs.get(self._frontier, {})
@@ -298,8 +294,8 @@ class Blocks:
 
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
-        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. When a
-        call runs for the first time, writes the block's outputs in this call to `file`."""
+        """Puts the block `name`, with its weights in memory, into the model inside the `with` statement, in place of
+        its stub. When a call runs for the first time, writes the block's outputs in this call to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -316,7 +312,8 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls whose position is `wanted` and that `visit` did not run with the block in memory."""
+        """Runs the calls whose position is `wanted`, except those for which outputs of the block in memory are stored
+        already."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
@@ -325,9 +322,9 @@ class Blocks:
                     run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """Returns the output of `name`, a block before the one in memory: read from disk if the block in memory needs
-        it, otherwise NaN in its shape; ignores `inputs`. Raises Stopped if `name` comes after the block in memory,
-        MisfitError if the block `name` runs more often in a call than it did when it was in memory."""
+        """Returns the output that the block `name` had for the running call, read from disk. If the block in memory
+        does not need this output, returns NaN in its shape. Raises Stopped if `name` comes after the block in memory,
+        MisfitError if the block runs more often in the call than it did when it was in memory. Ignores `inputs`."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
@@ -340,7 +337,8 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of block outputs that none of the later stages `ahead` (names of blocks, and END) needs."""
+        """Deletes the files with the outputs of blocks that no later stage needs. `ahead` names the later stages:
+        blocks, and END."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)

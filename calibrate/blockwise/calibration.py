@@ -141,17 +141,14 @@ class BlockwiseCalibration:
         return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> FoldResult:
-        """Returns the integer layers, with smoothing factors folded into the layers that produce their inputs if
-        `settings.fold`. The output SQNR was measured before; folding changes the output only because the scales of the
-        layers that take the factors are rounded again."""
+        # folding changes the output, whose SQNR was measured before, only in that the scales of the layers that take
+        # the factors are rounded again
         layers = {name: self._layers[name] for name in self._plan.quantized}
         if not self._settings.fold or self._settings.groups is None:
             return FoldResult(layers, {})
         return fold(self._model, layers, self._settings.groups(self._model))
 
     def _smoothing_warnings(self) -> Iterator[str]:
-        """Yields one warning if smoothing is on and the layers of a smoothing group are in different blocks, otherwise
-        nothing."""
         count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
         if count and self._settings.smoothing:
             fact = f"{count} groups of layers span several blocks. With --memory each block has its own factors"
@@ -165,21 +162,17 @@ class BlockwiseCalibration:
         self._check_peak("the first call")
 
     def _block_of(self, layer: str) -> str | None:
-        """Returns the name of the block that contains the layer named `layer`; None for a layer outside the blocks."""
         return next((name for name in self._names if layer.startswith(name + ".")), None)
 
     def _positions(self) -> list[int]:
-        """Returns the positions, among all calls, of the measured calls: those that the SQNR is measured on."""
         return measured_calls(self._current, self._settings.measured(self._current.count))
 
     def _measured(self) -> Iterator[Call]:
-        """Yields the measured calls that belong to this rank."""
         return calls_at(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
-        """Returns whether this rank needs the outputs of a block for the call at `position`: because the call belongs
-        to this rank, or because weight rounding or the measurement of the SQNR runs it. Returns True for every call
-        until the first block is calibrated."""
+        # weight rounding and the measurement of the SQNR run the replayed calls; until the first block is calibrated,
+        # these are not known, and every call is wanted
         return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
     def _calibrate_block(self, name: str) -> Callable[[], None]:
@@ -195,8 +188,8 @@ class BlockwiseCalibration:
         return change
 
     def _calibrate_outside(self, track: BlockOutputs) -> list[list[Tensor]]:
-        """Calibrates the layers outside the blocks; stubs return `track`, the outputs that the blocks had in the sweep.
-        Returns the float model's outputs for the measured calls of this rank."""
+        """Calibrates the layers outside the blocks, while stubs return the blocks' stored outputs, `track`, in place of
+        the blocks. Returns the float model's outputs for the measured calls of this rank."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrate_layers(outside, "outside the blocks")
@@ -259,8 +252,8 @@ class BlockwiseCalibration:
                 raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
 
     def _check_limit(self) -> None:
-        """Raises DeviceError, before the first call, if the limit is too small for what this process already uses, the
-        layers outside the blocks, and calibrating the largest block."""
+        """Raises DeviceError, before the first call, if the memory limit is too small for the memory that this process
+        already uses, the layers outside the blocks, and the calibration of the largest block."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)

@@ -38,13 +38,13 @@ class ErrorRatios(NamedTuple):
 
 @np.errstate(all="ignore")  # damaged numbers overflow
 def error_ratios(layer: Integers) -> ErrorRatios:
-    """Computes the output of a layer twice, as the device does and from the dequantized weights and inputs. Returns the
-    largest errors of deq and quant_bias, divided by the largest that rounding can cause.
+    """Returns the errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause.
 
     The device computes int8 codes q of the input (npu_quantize), and for output channel n the sum over k of q[k] *
-    weight[n, k], to which it adds quant_bias[n] and which it then multiplies by deq[n] (npu_quant_matmul). Here both
-    outputs are computed in float64 from random codes with a fixed seed, for each timestep bin; for a convolution, at
-    one output position.
+    weight[n, k], to which it adds quant_bias[n] and which it then multiplies by deq[n] (npu_quant_matmul). To judge
+    quant_bias, this output is compared with the output that the float bias and the zero point give in its place. Both
+    are computed in float64 from random codes with a fixed seed, for each timestep bin; for a convolution, at one output
+    position. deq is compared with input scale * weight scale.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)

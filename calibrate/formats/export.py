@@ -46,12 +46,11 @@ def export(
     not load; StorageError if `directory` cannot be written; NumbersError for numbers that are not finite.
     """
     check_formats(formats)
-    check_model(formats, model)
-    _check_parameters(result, formats)
+    _check_model_and_parameters(model, result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
-    deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
     check_space(directory, least_size(model, result.layers, len(formats)))
+    deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
 
     def fill(staged: Path) -> None:
         for name in formats:
@@ -67,8 +66,6 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes `files`, a dict from name to content, into the staging directory `staged`, beside the formats' files.
-    `modes` has the permissions of new files."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
@@ -104,7 +101,8 @@ def multiplying(formats: Sequence[str]) -> bool:
     return all("Multiply" in format_named(name).transforms for name in formats)
 
 
-def _check_parameters(result: Result, formats: Sequence[str]) -> None:
+def _check_model_and_parameters(model: nn.Module, result: Result, formats: Sequence[str]) -> None:
+    check_model(formats, model)
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
         fact = "the software for it would not load the float parameters that smoothing factors were folded into"

@@ -52,8 +52,8 @@ def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
     its formats are positive.
 
-    `names` are the checkpoint's formats; an empty set stands for DEFAULT. A verdict does not count if its subject is in
-    the `Format.optional` of a format.
+    `names` are the checkpoint's formats; an empty set stands for DEFAULT. A verdict on a subject that a format lists as
+    `optional` does not count.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

@@ -42,7 +42,8 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, layer: "QuantizedLayer") -> "Integers":
-        """Returns the numbers of the integer layer `layer`, copied to the CPU if the layer is on another device."""
+        """Makes an object with the weight codes, scales and so on of the integer layer `layer`, copied to the CPU if
+        the layer is on another device."""
         weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:

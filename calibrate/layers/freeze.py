@@ -43,8 +43,8 @@ def numbers_of(
     transform: Transform | None = None,
     correction: Tensor | None = None,
 ) -> Numbers | str:
-    """Returns the numbers of an integer layer with the weight `quantized`, or a text with the reason why the layer has
-    to stay float.
+    """Returns the `Numbers` (codes, scales, deq, quant_bias and so on) of an integer layer with the weight `quantized`,
+    or a text with the reason why the layer has to stay float.
 
     `bias` and `dtype` are those of the float layer, and `correction` (out,) is the bias correction. For an input whose
     ranges are known beforehand (static or by noise level) the correction becomes part of quant_bias, and the bias stays
@@ -74,10 +74,10 @@ def numbers_of(
 def _without_ranges(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
-    """Returns the numbers of an integer layer whose input has no ranges known beforehand (dynamic or float), or a text
-    with the reason why the layer has to stay float. `quantized` has the codes of the weight, after `transform`. `bias`
-    includes the bias correction. The weight scale is rounded to `dtype`, the dtype of the float layer, in which the
-    device multiplies by the weight scale."""
+    """Returns the `Numbers` (codes, scales, bias) of an integer layer whose input has no ranges known beforehand
+    (dynamic or float), or a text with the reason why the layer has to stay float. `quantized` has the codes of the
+    weight, after `transform`. `bias` includes the bias correction. The weight scale is rounded to `dtype`, the dtype of
+    the float layer, in which the device multiplies by the weight scale."""
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -90,8 +90,8 @@ def _without_ranges(
 
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
-    """Returns deq and quant_bias by the formulas at the top of this module, both (out,), or both (bins, out) for a
-    TimestepInput; or a text with the reason why the layer has to stay float. The ranges of `input` are known
+    """Returns deq and quant_bias, both (out,), or both (bins, out) for a TimestepInput; or a text with the reason why
+    the layer has to stay float. `quantized` has the weight's codes and scales. The ranges of `input` are known
     beforehand. `offset` (out,), bias plus bias correction, is added to the layer's output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)

@@ -1,6 +1,6 @@
-"""Defines the four ways to treat the input of an integer layer. It becomes codes with one range known beforehand
+"""Defines the four ways to treat the input of an integer layer. The input becomes codes with one range known beforehand
 (static); with one known range for each timestep bin; or with a range for each token, found when the layer runs
-(dynamic). Or it stays float (weight-only).
+(dynamic). Or the input stays float (weight-only).
 
 Each way is a type, and everything that depends on the way is an attribute or method of its type.
 """

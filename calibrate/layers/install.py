@@ -38,7 +38,6 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _encoders(model: nn.Module, name: str) -> list[nn.TransformerEncoder]:
-    """Returns the torch encoders (nn.TransformerEncoder) that contain the module `name`."""
     parts = name.split(".")
     parents = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
     return [module for module in parents if isinstance(module, nn.TransformerEncoder)]

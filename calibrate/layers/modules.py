@@ -131,7 +131,7 @@ class IntegerLayer(nn.Module):
 
     @property
     def numbers(self) -> Numbers:
-        """All numbers of the layer, as an object from which an equal layer can be made."""
+        """The weight codes, scales, deq and so on of the layer, as an object from which an equal layer can be made."""
         bias = None if self.bias is None else self.bias.detach()
         deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
         return Numbers(

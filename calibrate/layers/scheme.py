@@ -36,7 +36,7 @@ class Element:
     highest: int
 
     def round_(self, x: Tensor) -> Tensor:
-        """Rounds float32 values in place to the nearest numbers of the set, ties to even; ignores the bounds."""
+        """Rounds float32 values in place to the nearest integers, ties to even; ignores the bounds of the codes."""
         return x.round_()
 
 

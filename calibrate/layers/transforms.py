@@ -37,10 +37,12 @@ class Transform(Protocol):
         """Returns the reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """Returns T x, rounded to the dtype of `x`. The channels are along `axis`, a negative number."""
+        """Returns the input `x` after the transform (T x), rounded to the dtype of `x`. The channels are along `axis`,
+        a negative number."""
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Returns W T^-1 in float32 for the float `weight` W (out, in)."""
+        """Returns the weight for the transformed input, W T^-1 in float32, where W (out, in) is the float `weight` and
+        T the linear map of the transform."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Rotate:
     channels of the group (ConvRot, Huang et al., arXiv 2512.03673, 2025).
 
     The matrix of a group of 16, 64 or 256 channels is a Kronecker power of H4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1,
-    1, 1], [-1, 1, 1, 1]] / 2. It is symmetric and its own inverse. `rotation` (factors,) int32 has the order of each
-    Kronecker factor, which is always 4: three factors stand for groups of 64 channels.
+    1, 1], [-1, 1, 1, 1]] / 2. The matrix is symmetric and its own inverse. `rotation` (factors,) int32 has the order of
+    each Kronecker factor, which is always 4: three factors stand for groups of 64 channels.
     """
 
     TENSORS: ClassVar[tuple[str, ...]] = ("rotation",)

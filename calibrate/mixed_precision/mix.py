@@ -96,10 +96,11 @@ def _select(
     search: Search,
     progress: Progress,
 ) -> _Selection | None:
-    """Chooses an option for each group within `limit` and measures the choice: `candidates` makes its integer layers,
-    and `runs` runs the pipeline with them. If the error of the choice is more than 1.5 times the sum of the groups'
-    errors, tries exchanges, in which one or two groups change their option; `search` limits the runs for them. Returns
-    None if no choice keeps the limit. Raises NumbersError, naming `budget`, if the latents are not finite."""
+    """Chooses an option for each group within `limit`, and measures the error of the choice by a run of the pipeline.
+    If this error is more than 1.5 times the sum of the groups' errors, tries exchanges, in which one or two groups
+    change their option; `search` limits the runs for them. `candidates` makes the integer layers, `runs` runs the
+    pipeline. Returns None if no choice keeps the limit. Raises NumbersError, naming `budget`, if the latents are not
+    finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -119,8 +120,6 @@ def _select(
 
 
 def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Runs) -> dict[str, Any]:
-    """Returns the errors of the final latents of the choice `selection` for report.json, with the numbers of exchanges,
-    groups and runs."""
     estimated = estimated_error([group.options for group in groups], selection.chosen)
     relative = selection.error / (runs.signal or 1.0)
     return {
@@ -137,8 +136,8 @@ def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Run
 
 
 def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
-    """Returns the sum of the errors of the options that `chosen` names by their index in each of `groups`, which
-    estimates the error of the choice."""
+    """Returns the sum of the errors of the chosen options, which estimates the error of the choice. `chosen` has the
+    index of each group's option."""
     return sum(options[index].error for options, index in zip(groups, chosen, strict=True))
 
 
@@ -169,9 +168,6 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """Returns, for report.json, the limits on bytes and on time, and what the float layers and the mixture take of
-    both; times are fractions of the time of the float layers. `budget` has the text that the user wrote, `limit` the
-    bytes and the time that it allows. `whole` is the cost of the float layers, `used` the cost of the mixture."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -201,7 +197,9 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
     """Returns the bytes and the time that the budget allows. `before` has the cost of each layer as a float layer;
     `smallest` has the fewest bytes and the least time that a mixture can take.
 
-    Raises UsageError, before the long measurement, if no mixture keeps the limit or if the float model does."""
+    Raises UsageError, before the long measurement, if no mixture keeps the limit, or if the float model itself keeps
+    it.
+    """
     whole = summed(before.values())
     limit = budget.limit(whole)
     if not smallest.within(limit):
@@ -213,11 +211,8 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that is too small for the layers.
-
-    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of the
-    bytes of the float layers. If the budget limits the time, the message gives the least time as a fraction of the time
-    of the float layers. `smallest` is the least cost of the layers, `whole` the cost of the float layers."""
+    """Returns the UsageError for a budget that is below `smallest`, the least cost of the layers. The message gives the
+    fewest bytes or the least time that the layers can take, also relative to `whole`, the cost of the float layers."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

@@ -81,7 +81,8 @@ def _exponent(largest: float) -> int:
 
 
 def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """Returns the counts after the width of the bins is doubled `doublings` times."""
+    """Returns the counts of the bins after the width of the bins was doubled `doublings` times, which joins
+    neighbours."""
     if doublings == 0:
         return counts
     if doublings >= _SIDE.bit_length():  # only bins -1 and 0 remain

@@ -35,8 +35,8 @@ class Observer(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that reads the statistics of one tensor. It raises ValueError if the tensor is empty or contains
-        NaN or infinities."""
+        """The function that reads the statistics of one tensor. The function raises ValueError if the tensor is empty
+        or contains NaN or infinities."""
 
     def add(self, reading: Any) -> None:
         """Adds `reading`, the statistics of one tensor, which `read` returned."""

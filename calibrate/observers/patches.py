@@ -79,5 +79,5 @@ class PatchSurvey(Survey):
 
     def patches_for(self, most: int) -> Patches:
         """Returns an extractor for the same convolution that gives about `most` patches in all if it is called for as
-        many inputs as this survey observed. Its limit for one input is at least 64 patches."""
+        many inputs as this survey observed. The extractor's limit for one input is at least 64 patches."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

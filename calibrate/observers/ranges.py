@@ -93,7 +93,8 @@ class BinnedObserver:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that applies `transform` to an input and returns the statistics that the observers need."""
+        """The function that applies the transform of the layer's input, if there is one, to a tensor, and returns the
+        statistics that the observers need of the result."""
         read, transform = self._observers[0][0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
@@ -163,14 +164,8 @@ def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
 
 
 def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """Returns a list of ratios: for each range in `extents`, its squared clipping error divided by its squared rounding
-    error, which follows from its scale by the Scheme object `scheme`.
-
-    The clipping error of a range is that on one cross-validation fold of the calls. `folds` has the observers of these
-    folds, in the order of `extents`; where a fold observed nothing, the list has no ratio. The share `share` of a
-    fold's values is assumed to lie as far outside the range as the farthest of them. A ratio is infinite if values are
-    clipped and the range is None or contains only 0.
-    """
+    # for each fold that observed values: the squared clipping error of its range, as `ranges_of` estimates it, divided
+    # by the squared rounding error, scale**2 / 12
     errors = []
     for observer, extent in zip(folds, extents, strict=True):
         if (full := range_of([observer])) is None:
@@ -215,9 +210,8 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is the
-    share of the values of a call that are assumed to be clipped (see `ranges_of`). Collective: every rank calls
-    this."""
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is passed
+    on to `ranges_of`: the share of the values that are assumed to be clipped. Collective: every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():

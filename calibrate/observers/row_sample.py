@@ -55,7 +55,8 @@ class Sample:
                 self.thin([self.sizes()])
 
     def sizes(self) -> Counter[int]:
-        """Returns the number of sampled rows of each depth (see `depth_of`), as a dict from depth to number."""
+        """Returns how many of the sampled rows have each depth, the number that decides which rows `thin` drops first:
+        a dict from depth to number of rows."""
         sizes: Counter[int] = Counter()
         for entry in self._kept:
             sizes[entry.depth] += len(entry.rows)

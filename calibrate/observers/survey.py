@@ -38,8 +38,9 @@ def survey_of(x: Tensor) -> SurveyReading:
 
 @lru_cache(64)
 def _row_indices(shape: torch.Size, device: torch.device) -> tuple[Tensor | None, ...]:
-    """Returns the indices of at most 8 rows to sample from a tensor with the shape (*shape, channels), spaced evenly:
-    one tensor on `device` for each axis of `shape`, so that a slice of a tensor is not copied whole."""
+    """Returns the indices of at most 8 rows, spaced evenly, of a tensor with the shape (*shape, channels): one tensor
+    on `device` for each axis of `shape`. A single index would need a reshaped tensor, and reshaping copies a slice
+    whole."""
     if not shape:
         return (None,)  # the tensor is a single row
     rows = shape.numel()

@@ -70,10 +70,10 @@ class TokenSums:
 def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
     """Returns the smallest and the largest value of `x`, and the sums of its tokens. The compiled kernels, where there
     are any, read `x` once for both. Raises ValueError if `x` is empty or contains NaN or infinities."""
-    x = x.detach()
     if (kernels := kernels_for(x)) and (statistics := kernels.row_statistics(x)) is not None:
         low, high, sums, squares = statistics
         return Extremes(low, high), TokenSums(x, RowSums(sums, squares))
+    x = x.detach()
     return extremes(x), TokenSums(x)
 
 
@@ -84,8 +84,8 @@ def _row_sums(x: Tensor) -> list[RowSums]:
 
 
 def row_sums_of(rows: list[TokenSums]) -> list[RowSums]:
-    """Returns the sums and sums of squares of the rows of several tensors. The order of the rows, and which rows are in
-    one RowSums, may vary; an exact sum over all rows is always the same."""
+    """Returns the sums and the sums of squares of the rows of several tensors, in RowSums objects. The object and the
+    order in which a row comes may vary; an exact sum over all rows is always the same."""
     tensors_by_width: dict[tuple[int, torch.dtype], list[Tensor]] = {}
     for entry in rows:
         if entry.copy is not None:

@@ -112,8 +112,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
 
 
 class _Output(NamedTuple):
-    """One output of the convolution `conv`, as a weak reference `alive`, and what reads it: `readers` has for each read
-    the name of the batch norm; None for another reader."""
+    """One output of the convolution named `conv`, as the weak reference `alive`. `readers` has an entry for each
+    operation that read the output: the name of a batch norm, or None for any other operation."""
 
     conv: str
     alive: "weakref.ref[Tensor]"  # returns the output while it is alive, else None
@@ -147,7 +147,6 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of(self, value: Tensor) -> _Output | None:
-        """Returns the `_Output` of `value` if it is an output of a convolution, else None."""
         output = self._live.get(id(value))
         return output if output is not None and output.alive() is value else None
 
@@ -182,7 +181,8 @@ class _Watch(TorchDispatchMode):
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """Returns the pairs that can be folded, according to the recorded reads of outputs and weights."""
+        """Returns the pairs of a convolution and a batch norm that can be folded into one convolution, according to the
+        recorded reads of outputs and weights."""
         pairs = []
         for name in self._convs:
             outputs = [output for output in self._outputs if output.conv == name]
@@ -198,12 +198,12 @@ class _Watch(TorchDispatchMode):
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Returns whether `module` has forward hooks or a replaced forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:
-    """Folds the pairs in `model`. Returns the modules that were replaced, with their names, to undo the folding."""
+    """Folds the batch norm of each pair into its convolution. Returns the modules that were replaced, with their names,
+    to undo the folding."""
     names, before = names_of(model), []
     for pair in pairs:
         conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)

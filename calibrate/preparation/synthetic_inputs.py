@@ -91,9 +91,9 @@ def warnings_of(model: nn.Module) -> list[str]:
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the number of batches, the number of inputs in a batch, and the number of iterations. The batches are the
-    largest in _BATCHES with which _LEAST iterations stay within _BUDGET operations, but no smaller than the batch of
-    `shape`. The iterations use up _BUDGET."""
+    """Returns the number of batches, the number of inputs in a batch, and the number of iterations. Takes the largest
+    batches in _BATCHES that leave _LEAST iterations within _BUDGET floating-point operations, but no batch smaller than
+    that of `shape`, and then as many iterations as _BUDGET allows."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)

@@ -58,8 +58,6 @@ def _state(weight: Tensor) -> tuple[int, int | None]:
 
 
 def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bool:
-    """Returns whether a weight `before` was replaced by `after` or changed in place since `_state` returned `state` for
-    it."""
     return after is not before or _state(after) != state
 
 
@@ -73,8 +71,6 @@ class _Watch(TorchDispatchMode):
         self.foreign = set[int]()
 
     def owned(self, module: nn.Module) -> set[int]:
-        """Returns the data_ptr() of each observed weight that is a parameter of `module` directly, not of a
-        submodule."""
         return {x.data_ptr() for x in module._parameters.values() if x is not None} & self._places
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:

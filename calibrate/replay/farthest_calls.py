@@ -120,8 +120,8 @@ def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """Scales the columns of `block` (calls, columns), the coordinates of the noise level or of one tensor, to mean 0
-    and equal variances with the sum 1; drops columns that do not vary."""
+    """Scales the columns of `block` (calls, columns) to mean 0 and equal variances with the sum 1, and drops columns
+    that do not vary. A block has the coordinates that describe the noise level, or one tensor, of each call."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
     varies = deviation > _SAME * block.abs().amax(0)

@@ -27,8 +27,8 @@ class InputObserver(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. It raises
-        ValueError for a tensor that is empty or has values that are not finite."""
+        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. The
+        function raises ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
         """Adds `reading`, the statistics of one tensor, which `read` returned."""
@@ -43,8 +43,8 @@ class Readings:
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """Returns the result of `read` for `x`: the kept result, or a new one if none is kept or `x` has changed
-        since."""
+        """Returns what `read` returns for `x`. If this object has read `x` already, and `x` has not changed since,
+        returns the same result again without a call of `read`."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version
@@ -103,7 +103,7 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Records the number of axes of the input of each layer in `names`, inside the `with` statement. Yields a dict from
-    layer name to this number, which is 0 for a layer whose inputs differ in it."""
+    layer name to this number, which is 0 for a layer whose inputs differ in their number of axes."""
     counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:

@@ -44,8 +44,8 @@ def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
 
 
 def _ordered(current: CurrentCall) -> Sequence[int]:
-    """`current` has the noise levels and prompt numbers of all calls. Returns the positions of all calls by descending
-    noise level. If a call has no noise level, the calls are ordered by their position within their prompt."""
+    """Returns the positions of all calls by descending noise level. If a call has no noise level, orders all calls by
+    their position within their prompt instead. `current` has the noise levels and prompt numbers of the calls."""
     if len(current.levels) == current.count:
         return sorted(current.levels, key=lambda position: (-current.levels[position], position))
     places, counts = [], Counter[int]()

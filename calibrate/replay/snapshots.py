@@ -28,8 +28,9 @@ class Snapshots:
         self.last = CallCount(0, None)
 
     def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and calls `take` between two calls where a snapshot is due. The caller must have run a call
-        before it requests the next."""
+        """Yields `calls`. When the calls of the first 1, 2, 4, 8, ... prompts have been yielded (of calls that do not
+        name their prompt, the first 1, 2, 4, 8, ...), calls `take` before it yields the next call. The caller must have
+        run a call before it requests the next."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)

@@ -144,7 +144,8 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Returns the floating-point tensors in an output (a tensor, a container, or a diffusers output), in order."""
+    """Returns the floating-point tensors in an output (a tensor, a container, or a diffusers output), in the order in
+    which the output holds them."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -190,5 +191,5 @@ def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]
 
 
 def total(powers: Iterable[Power]) -> Power:
-    """Returns the sum of the signal and noise powers."""
+    """Adds up `powers`: returns one Power with the signals and the noises of all of them."""
     return reduce(Power.plus, powers, Power())

@@ -18,7 +18,7 @@ _LOOK = 4  # iterations between computations of the error; computing it costs as
 
 class _Grid(NamedTuple):
     """A weight on the grid of values that codes can represent: `codes` (out, in) times `multiple` (out,), in units of
-    `Case.scale`."""
+    the `scale` of the least-squares problem."""
 
     codes: Tensor
     multiple: Tensor
@@ -34,14 +34,15 @@ def admm(
     """Rounds a weight by ADMM (Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI
     2018).
 
-    The quadratic form of the output error replaces the training loss, so the step of the float weight has a closed
-    form. The projection onto the grid chooses codes for the present scale, then the best scale for these codes. The
-    best codes of each output channel are then improved column by column. Without inputs, the quadratic form is the
-    squared error of the weight. `scheme` says which codes a weight can have. Nothing is random.
+    Each iteration first computes the float weight with the least output error plus a penalty for its distance from the
+    present codes. Then it takes the codes nearest to this float weight at the present scales, and the best scales for
+    these codes. At the end, the codes with the least error of each output channel are improved column by column.
 
-    The iterations are divided into seven stages with a rising penalty; a stage ends early when its codes stop changing.
-    Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops for each iteration, in float32. Returns None if a
-    channel of the weight is too small for a float32 scale.
+    `inputs` has sums of products of the layer's inputs, from which the output error follows; without them, the error is
+    that of the weight itself. `scheme` says which codes a weight can have. Nothing is random. The iterations are
+    divided into seven stages with a rising penalty; a stage ends early when its codes stop changing. Costs 7 * in^3
+    flops for the factors and 2.5 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
+    weight is too small for a float32 scale.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None
@@ -54,8 +55,8 @@ def admm(
 
 def run_stages(case: Case, iterations: int) -> _Grid:
     """Solves the least-squares problem `case` by ADMM in seven stages with a rising penalty, which have about
-    `iterations` iterations in all. Returns, for each output channel, the codes with the least error, and the multiple
-    of the scale that belongs to them."""
+    `iterations` iterations in all. Returns, for each output channel, the codes with the least error, and the factor by
+    which `case.scale` is multiplied for them."""
     target, hessian, slope = case.target.float(), case.hessian.float(), case.target @ case.hessian
     best = grid = _Grid(target.round(), torch.ones_like(target[:, 0]))
     lowest = torch.full_like(grid.multiple, torch.inf)

@@ -101,8 +101,8 @@ def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method
     codes.
 
     EasyQuant is applicable if it is among the methods, the input has one static range, and the layer is no convolution
-    with groups. It is not applicable for a smoothed input, where clipping lowers the layer's error but raises the
-    model's; not without held-out calls; and not where the sampled rows do not reach half of the extremes, because a
+    with groups. EasyQuant is not applicable for a smoothed input, where clipping lowers the layer's error but raises
+    the model's; not without held-out calls; and not where the sampled rows do not reach half of the extremes, because a
     value that is large in few rows would be clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1

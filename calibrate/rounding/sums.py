@@ -59,7 +59,8 @@ class Sums:
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
-        """Adds rows of the layer's input, (rows, in), before smoothing."""
+        """Adds rows (rows, in) of the layer's input as the float model computes it; smoothing is applied to them
+        here."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
         compiled = kernels.library() if self._choice.input.ranged and x.device.type == "cpu" else None
         self.rows += len(x)
@@ -70,16 +71,16 @@ class Sums:
             self._add_integers(piece, compiled)
 
     def _add_products(self, x: Tensor, xq: Tensor) -> None:
-        """Adds the rows `x` whose codes stand for `xq`, both (rows, in) float32, with torch's products of float32
-        numbers."""
+        """Adds the rows `x`, whose codes stand for the values `xq`, to the sums; both are (rows, in) float32. torch
+        computes the products in float32."""
         self._add_columns(x, xq)
         if self.gram is not None and self.residual is not None:
             self.gram += (xq.T @ xq).cpu()
             self.residual += (xq.T @ (x - xq)).cpu()
 
     def _add_integers(self, x: Tensor, compiled: kernels.Kernels) -> None:
-        """Adds the rows `x`, (rows, in) float32 on the CPU, whose codes have one scale, with products of integers,
-        which the kernels `compiled` compute."""
+        """Adds the rows `x`, (rows, in) float32 on the CPU, to the sums. All their codes have one scale, so the kernels
+        `compiled` compute the products in integers."""
         q, scale, zero_point = self._choice.input.codes(x, self._current.level)
         steps = q if zero_point is None else q.sub_(zero_point)
         xq = steps * scale
@@ -129,8 +130,8 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
     """Divides the layers of `choices` among the ranks, and returns the names of this rank's layers, in lists of layers
-    that share one input. `surveys` say which layers do. Layers with wide inputs, which take longest, are assigned
-    first."""
+    that share one input. `surveys` say which layers share an input. Layers with wide inputs, which take longest, are
+    assigned first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].has_input:

@@ -1,5 +1,5 @@
-"""Fast forms of integer layers. They compute with the same integers as the layers of calibrate/layers; the outputs of
-both differ by at most one rounding."""
+"""Fast forms of integer layers. Their integers are the same as in the layers of calibrate/layers, and their outputs
+differ from the outputs of these layers by at most one rounding."""
 
 from .accelerate import accelerate, optimized
 from .int8_modules import BACKENDS, Int8Conv2d, Int8Linear

@@ -140,7 +140,6 @@ def _in_base_2(
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """Returns `x` with stride 1 in its last dimension: `x` itself if it has that already, else a contiguous copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 

@@ -77,7 +77,7 @@ def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
 
 def choose_attention(times: Times, size: str, word: str = "auto") -> str:
     """Returns the candidate to compute attention in the size class `size`, given its measured `times`, among the
-    candidates that `word` allows."""
+    candidates that `word`, a key of ATTENTION, allows."""
     return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
 
 
@@ -100,7 +100,8 @@ def attention_gains(dtype: torch.dtype, word: str) -> bool:
 
 
 def times_of(dtype: torch.dtype) -> Times:
-    """Returns the times of all candidates for a dtype; the first call measures them, and logs the choice."""
+    """Returns the measured seconds of every way to compute attention and float layers for inputs of `dtype`. The first
+    call for a dtype measures them, and logs which way is the fastest."""
     if dtype not in _measured:
         with _lock:
             if dtype not in _measured:
@@ -123,8 +124,6 @@ def describe(dtype: torch.dtype, times: Times) -> str:
 
 
 def _joined(choices: Mapping[str, str]) -> str:
-    """Returns `choices`, a dict from size class or kind of layer to candidate, as text: one name if all candidates are
-    the same, otherwise each with its size class or kind."""
     if len(set(choices.values())) == 1:
         return next(iter(choices.values()))
     return "; ".join(f"{choice} ({name})" for name, choice in choices.items())
@@ -145,8 +144,9 @@ def _measure_all(dtype: torch.dtype) -> Times:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Makes torch compute with one thread inside the `with` statement. With several threads, those that other processes
-    keep from running would make the rest wait, so that on a busy machine all candidates would seem equally slow."""
+    """Makes torch compute with one thread inside the `with` statement. With several threads, a thread that another
+    process keeps from running would make the others wait, so that on a busy machine all candidates would seem equally
+    slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -183,7 +183,7 @@ def _seconds(name: str, function: Callable[[], Any]) -> float:
 
 
 def _randn(*shape: int) -> Tensor:
-    """Returns normal random numbers without a change to the state of torch's generators."""
+    # a generator of its own leaves the state of torch's generators as it is
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
 
 
@@ -196,8 +196,8 @@ def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[st
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns, by the name of the dtype, two functions without arguments. They compute a float layer of `kind` on
-    inputs of `dtype`: one in `dtype`, one in float32."""
+    """Returns, by the name of the dtype, two functions without arguments. Both functions compute a float layer of
+    `kind` on inputs of `dtype`: one in `dtype`, one in float32."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

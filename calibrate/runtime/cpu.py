@@ -107,7 +107,7 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape, with the scale and zero point
     `qparams`: in one pass of Octavo's compiled kernel for the dtypes that it accepts, else in a few passes of torch.
 
-    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. They
+    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. Both
     are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
     """
     library = kernels.kernels_for(x)
@@ -143,8 +143,8 @@ def _store(out: Tensor, input_codes: Tensor) -> Tensor:
 
 
 def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`; of a dynamic
-    layer, without the scale of each row and without bias. `gelu`: None, or the approximation of the GELU that is
+    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`. For a dynamic
+    layer, the output lacks the scale of each row and the bias. `gelu`: None, or the approximation of the GELU that is
     applied to the output, "none" or "tanh"."""
     if not sums_in_int32():
         library = kernels.library()

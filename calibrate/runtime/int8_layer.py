@@ -82,8 +82,8 @@ class Int8Layer(IntegerLayer):
             page_out(weight)
 
     def unpack(self) -> None:
-        """Restores the plain int8 weight as a parameter from the packed weight, and drops what was made from the
-        layer's tensors for forwards."""
+        """Restores the plain int8 weight as a parameter from the packed weight, and drops everything that forwards have
+        computed from the layer's tensors."""
         self._quantizations = self._products = None
         if self._packed is not None:
             weight = nn.Parameter(self._packed.plain(), requires_grad=False)
@@ -153,8 +153,9 @@ class LinearState(Int8Layer, QuantizedLinear):
     """Holds the tensors of an integer linear layer for backends. The subclass Int8Linear adds the forward."""
 
     def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
-        """Returns the layer for the kernel of `library`, with the numbers of the timestep bin with the index `index`.
-        Of a dynamic layer, it is without the scale of each row and without bias."""
+        """Returns an object with which `library` computes the layer's product for codes of its input, with deq and
+        quant_bias of the timestep bin with the index `index`. For a dynamic layer the product lacks the scale of each
+        row and the bias."""
         if self._products is None:
             weight = self.weight.detach().contiguous()
             deq = self.deq if self.calibrated else self.weight_scale

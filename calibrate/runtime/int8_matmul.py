@@ -14,9 +14,9 @@ Matmul = Callable[[Tensor, Tensor], Tensor]
 
 
 def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
-    """Returns a function that convolves codes with the weight of `layer` and returns the sums. Its argument has the
-    codes of a padded input as whole float32 numbers, (batch, in, height, width) or (in, height, width). It cuts them
-    into patches (im2col) and multiplies the patches by the weight with `matmul`."""
+    """Returns a function that convolves codes with the weight of `layer` and returns the sums. The function's argument
+    has the codes of a padded input as whole float32 numbers, (batch, in, height, width) or (in, height, width). The
+    function cuts the codes into patches (im2col) and multiplies the patches by the weight with `matmul`."""
 
     def convolve(padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)

@@ -13,7 +13,7 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 
 def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
     """Returns the backend, a module, that computes `layer` for the input `x`: the one that `layer.backend` names, else
-    that of the device of `x`, else the reference.
+    the backend for the device of `x`, else the reference backend.
 
     In a graph of torch.compile, the module `compiled` replaces `cpu` for layers that it supports, because torch.compile
     cannot trace a packed weight.

@@ -55,8 +55,8 @@ class _Linear(ctypes.Structure):
 
 
 class Linear:
-    """A linear layer for the kernel `function`. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and `scale`
-    (out,) float32 are contiguous."""
+    """A linear layer that the kernel `function` computes. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and
+    `scale` (out,) float32 are contiguous."""
 
     def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
         self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
@@ -137,6 +137,7 @@ class Kernels:
         if self.computes_in_bfloat16:
             self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
         self._row_statistics = getattr(library, f"row_statistics_{target}")
+        self._row_statistics.argtypes = (ctypes.c_void_p,) * 4
         self._column_extremes = getattr(library, f"column_extremes_{target}")
         self._add_exactly = getattr(library, f"add_exactly_{target}")
         self._add_sums = getattr(library, f"add_sums_{target}")
@@ -162,7 +163,8 @@ class Kernels:
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns a linear layer for the kernel; the arguments are those of the class `Linear`."""
+        """Returns an object that computes a linear layer with the kernel of this target; the arguments are those of the
+        class `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
@@ -199,12 +201,11 @@ class Kernels:
         empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
         rows, _owner = _rows_of(x)
         count = rows.batch * rows.rows
-        ends, sums = _Ends(), np.empty((2, count))
-        start = sums.ctypes.data
-        sums_at, squares_at = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * count)
-        if not self._row_statistics(ctypes.byref(rows), ends, sums_at, squares_at):
+        ends, sums = _Ends(), torch.empty(2, count, dtype=torch.float64, device="cpu")
+        start = sums.data_ptr()  # faster than asking numpy for the address
+        if not self._row_statistics(ctypes.byref(rows), ends, start, start + 8 * count):
             return None
-        return RowStatistics(ends[0], ends[1], sums[0], sums[1])
+        return RowStatistics(ends[0], ends[1], *sums.numpy())
 
     def column_extremes(self, x: Tensor) -> Tensor | None:
         """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
@@ -260,8 +261,9 @@ def digest(folder: Path) -> str:
 
 @cache
 def library() -> Kernels | None:
-    """Loads the compiled kernels of the best target that this processor runs, or of the one that OCTAVO_KERNELS names.
-    Returns None if there are none, if the variable is "none", or if they were compiled from other C files.
+    """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
+    variable OCTAVO_KERNELS names. Returns None if there are none, if the variable is "none", or if they were compiled
+    from other C files.
 
     Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
     """

@@ -83,14 +83,14 @@ class FastOperators(TorchFunctionMode):
         return func(input, weight, bias, *args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """The pre-hook of `model`: enters the mode before a forward on a CPU. A mode that is still active, because the
-        forward before was interrupted, is not entered again."""
+        """Enters this mode before a forward of `model` on a CPU; a forward pre-hook. Does nothing if the mode is still
+        active, because the forward before was interrupted."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """The forward hook: leaves the mode after a forward, also after one that raised an exception."""
+        """Leaves this mode after a forward, also after one that raised an exception; a forward hook."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
@@ -175,8 +175,8 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether these inputs of attention may be computed by other candidates than torch's, which accept only
-    plain tensors on a CPU that need no gradients, of one dtype in DTYPES and with shapes that belong together."""
+    """Returns whether candidates other than torch's may compute attention for these inputs: if they are plain tensors
+    on a CPU that need no gradients, of one dtype in DTYPES, and with shapes that belong together."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False

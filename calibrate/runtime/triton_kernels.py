@@ -1,7 +1,7 @@
 """Integer linear layers on a GPU by two Triton kernels: one makes the codes of the input, one multiplies.
 
 The kernels compute in the same order as `layers.scheme` and the reference backend, so that codes and integer sums are
-equal to theirs. They divide by `div_rn`, because Triton's `/` does not round to the nearest number. Graphs of
+equal to theirs. The kernels divide by `div_rn`, because Triton's `/` does not round to the nearest number. Graphs of
 torch.compile contain the kernels as custom operators.
 """
 

@@ -146,15 +146,14 @@ def _common(multipliers: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _layer_with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
-    """Returns a layer of the same kind as `layer` with other `numbers` (weight, scales, bias and so on)."""
     copy = QuantizedConv2d(numbers, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(numbers)
     copy.noise_level = layer.noise_level
     return copy
 
 
 def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies the output of the source that `fold` names by `multiplier`, in the layers or parameters of `result`.
-    Returns False, with nothing changed, if this source cannot be multiplied."""
+    """Multiplies the output of the layer, norm or parameter `fold.target` by `multiplier`, in the layers or parameters
+    of `result`. Returns False, with nothing changed, if this output cannot be multiplied."""
     layer = result.layers.get(fold.target)
     if layer is None:
         return _multiply_parameters(model, result.parameters, fold, multiplier)
@@ -209,9 +208,8 @@ def output_offset(numbers: Numbers) -> Tensor:
 def _multiply_parameters(
     model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor
 ) -> bool:
-    """Multiplies the output of the source that `fold` names, a float layer, norm or parameter, by `multiplier`: puts
-    functions that compute the new values of parameters into `parameters`. Returns False if this source cannot be
-    multiplied."""
+    """Multiplies the output of `fold.target`, a float layer, norm or parameter, by `multiplier`: puts functions that
+    compute the new values of its parameters into `parameters`. Returns False if this output cannot be multiplied."""
     targets = _targets(model, fold)
     for name, value, plus_one in targets:
         before = parameters.get(name, partial(_copy, value.detach()))
@@ -220,7 +218,7 @@ def _multiply_parameters(
 
 
 def _targets(model: nn.Module, fold: Fold) -> list[tuple[str, Tensor, bool]]:
-    """Returns the parameters that have to change when the output of the source that `fold` names is multiplied: a list
+    """Returns the parameters that have to change when the output of `fold.target` is multiplied: a list
     of (name, value, whether 1 + value is what is multiplied). The list is empty if the source cannot be multiplied."""
     parent, _, leaf = fold.target.rpartition(".")
     source = getattr(model.get_submodule(parent), leaf)
@@ -234,7 +232,7 @@ def _targets(model: nn.Module, fold: Fold) -> list[tuple[str, Tensor, bool]]:
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Returns a contiguous copy of a parameter. Drops the original from resident memory if it is mapped from a file."""
+    # an original that is mapped from a file leaves resident memory
     copy = value.clone(memory_format=torch.contiguous_format)
     page_out(value)
     return copy

@@ -124,8 +124,7 @@ def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup])
 
 
 def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
-    """Divides the names into lists of layers that share an input, and returns the lists. `surveys` has the survey of
-    each layer's input."""
+    # names with the same leader share an input
     shared: dict[str, list[str]] = {}
     for name in names:
         shared.setdefault(surveys[name].leader, []).append(name)
@@ -178,8 +177,8 @@ class _Judge:
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
     """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
-    `x` holds the codes of the input; the Scheme object `scheme` is the rule for those of the weight. Returns None if a
-    channel of the weight is too small for a float32 scale."""
+    `x` holds the codes of the input; the Scheme object `scheme` is the rule for the codes of the weight. Returns None
+    if a channel of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -191,7 +190,6 @@ def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
 
 
 def _energy(x: Tensor) -> float:
-    """Returns the sum of the squares of `x`."""
     return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
 
 
@@ -234,8 +232,8 @@ def _best_smoothing(
 
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
-    """Returns the first of the transforms `others` whose error is within 7 % of the least, and its error, if the least
-    is at least 10 % below the `former_error` of the transform `former`; otherwise returns `former` and
+    """Returns a transform and its error. If the least error of the transforms `others` is at least 10 % below
+    `former_error`, returns the first of them whose error is within 7 % of the least; otherwise returns `former` and
     `former_error`."""
     errors = [error(other) for other in others]
     if not errors or not min(errors) < _MAX_ERROR_RATIO * former_error:
@@ -262,8 +260,8 @@ def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally
-    large, with 0 those of the weight. The median of s is 1; s is 1 too for channels that are always zero or have no
-    weights.
+    large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are always zero or have
+    no weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)

@@ -141,7 +141,6 @@ def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yields all tensors in nested dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):

@@ -166,7 +166,6 @@ class _Source:
         self.checked: set[str] = set()
 
     def open(self, stack: ExitStack) -> None:
-        """Opens the data files and reads their headers; `stack` will close the files."""
         for path, part in zip(self.paths, self.body["parts"], strict=True):
             descriptor, size = stack.enter_context(open_regular(path, self.remedy))
             self.blobs.append(read_header(descriptor, size, Part(**part), path, self.remedy))

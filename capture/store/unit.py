@@ -37,11 +37,11 @@ class UnitWriter:
     """Stores the calls of one prompt, one by one, in the staging directory `staged`; `CaptureWriter.unit` makes it.
 
     `index` is the number of the unit, `info` what determines its calls (prompt, seed, steps), `key` the digest of
-    `info`. Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a
-    tensor object that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and
-    `stored_bytes` count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` maps the
-    path of each float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats (extremes, NaN and
-    Inf).
+    `info`. Tensors or rows with the same bytes are stored once. Equal tensors are recognised by the hash of their
+    bytes; a tensor object that was not changed since it was last stored is recognised without hashing. `calls`,
+    `raw_bytes` and `stored_bytes` count the calls, the bytes of all their tensors and the bytes of the distinct ones.
+    `last` maps the path of each float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats
+    (extremes, NaN and Inf).
     """
 
     def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class UnitWriter:
         }
 
     def _put(self, tensor: torch.Tensor) -> int:
-        """Returns the number of a tensor in the unit's list of tensors, and adds a tensor with new content to it."""
+        """Returns the number of a tensor in the unit's list of tensors, to which a tensor with new content is added."""
         if tensor.is_inference():  # has no version counter
             return self._put_content(tensor)
         now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -160,7 +160,8 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
-        """Writes the tensors still in memory to data files; with `keep_last`, those for the last file stay in memory.
+        """Writes the tensors still in memory to data files. With `keep_last`, the tensors for the last file stay in
+        memory.
 
         Raises StorageError if the disk is full.
         """

@@ -102,7 +102,7 @@ def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
     """Calibrates `captured`, a model whose weights are all loaded at once (without --memory). Only the first of `ranks`
-    writes OUT."""
+    writes OUT, the directory of the checkpoint."""
     model, rerun, origin = _model(captured, options, ranks)
     check_model(formats_of(options), model)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
@@ -120,8 +120,8 @@ def _model(
     """Loads the captured denoiser and casts it to --dtype, the dtype in which the quantized model will run.
 
     Also returns two things: a function that runs a few prompts of the capture again, None without --budget; and the
-    denoiser's fingerprint in the captured dtype, None on all but the first of `ranks`. Raises MisfitError if the
-    model is not the one that was captured, UsageError if a format cannot hold a model of its class.
+    fingerprint that the denoiser has in the dtype of the capture, None on all but the first of `ranks`. Raises
+    MisfitError if the model is not the one that was captured, UsageError if a format cannot hold a model of its class.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest

@@ -32,8 +32,8 @@ from .captured_model import Captured, check_fingerprint, origin_of, source_of
 def calibrate_blockwise(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a denoiser block by block, in no more memory than --memory. Only the first of `ranks` writes OUT, the
-    directory of the checkpoint.
+    """Calibrates the denoiser `captured` block by block, in no more memory than --memory. Only the first of `ranks`
+    writes OUT, the directory of the checkpoint.
 
     During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the outputs of the blocks,
     and the integer layers.
@@ -68,8 +68,8 @@ def _mapped(
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor], Origin | None]:
     """Maps the captured denoiser: its weights stay in their files until they are used.
 
-    Also returns a function that casts a weight from its dtype on disk to the captured dtype, and the denoiser's
-    fingerprint in the captured dtype. Raises MisfitError if the model is not the one that was captured.
+    Also returns a function that casts a weight from its dtype on disk to the dtype in which it was captured, and the
+    fingerprint that the denoiser has in that dtype. Raises MisfitError if the model is not the one that was captured.
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)
@@ -92,11 +92,11 @@ def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor],
 
 
 def _as_captured(model: nn.Module, component: str, cast: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name and the values of each tensor of the model, in the captured dtype. The memory of a tensor is
-    freed when the next one is requested.
+    """Yields the name and the values of each tensor of the model, in the dtype in which the model was captured. The
+    memory of a tensor is freed when the next one is requested.
 
-    `cast` casts a tensor to the captured dtype. Raises NumbersError for a tensor with NaN or Inf; the message names the
-    tensor and the denoiser `component`.
+    `cast` casts a tensor to that dtype. Raises NumbersError for a tensor with NaN or Inf; the message names the tensor
+    and the denoiser `component`.
     """
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():

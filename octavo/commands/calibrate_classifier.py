@@ -66,8 +66,6 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
 
 
 def _check(options: CalibrateOptions) -> None:
-    """Raises UsageError for options that do not work with image classifiers, and for options that contradict each
-    other."""
     defaults = {field.name: field.default for field in fields(options)}
     for name in NOT_FOR_CLASSIFIERS:
         if name not in _ACCEPTED and getattr(options, name) != defaults[name]:
@@ -95,7 +93,6 @@ def shape_of(text: str) -> list[int]:
 
 
 def _sampled(files: list[Path], samples: int | None) -> list[Path]:
-    """Returns the paths of `samples` pictures, spaced evenly among `files`, or all paths if `samples` is None."""
     return files if samples is None else [files[index] for index in evenly_spaced(len(files), min(samples, len(files)))]
 
 

@@ -199,8 +199,6 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:
-    """Raises UsageError if one option makes another useless, or if --keep-float and --quantize have the same pattern of
-    layers."""
     rounding = {
         f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
         "--symmetric": options.symmetric, "--smoothing": options.smoothing,

@@ -57,8 +57,8 @@ _COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: co
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
     """Writes the checkpoint in the formats of --format, with a page that shows its report.
 
-    `origin` is the fingerprint of the float model in the captured dtype, for the manifest; None: the manifest gets the
-    fingerprint of `model` in its present dtype.
+    `origin` is the fingerprint of the float model in the dtype in which it was captured, for the manifest; None: the
+    manifest gets the fingerprint of `model` in its present dtype.
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
@@ -114,7 +114,6 @@ def quality_of(totals: dict[str, Any]) -> str:
 
 
 def _extent(value: Any) -> str:
-    """Returns as a text a number, or the smallest and the largest of a list of numbers."""
     if isinstance(value, list):
         low, high = min(value), max(value)
         return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
@@ -122,5 +121,4 @@ def _extent(value: Any) -> str:
 
 
 def _first_names(names: list[str], most: int = 4) -> str:
-    """Returns a text of the first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -59,8 +59,9 @@ def calibrate_all(
 
 
 def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
-    """Returns the path of a directory beside `target`, for finished checkpoints until those of all denoisers are
-    finished. The path depends on the version of Octavo, the capture, and the options that change the result."""
+    """Returns the path of a directory beside `target` that holds the finished checkpoints until the checkpoints of all
+    denoisers are finished. The path depends on the version of Octavo, the capture, and the options that change the
+    result."""
     relevant = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
     identity = (__version__, capture.manifest, [unit.digest for unit in capture.units], relevant)
     return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(identity).encode())[:8]}")

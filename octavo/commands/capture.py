@@ -69,10 +69,6 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
-    """Prints warnings about a capture, given its finished `job`: for calls that were left out because of NaN or Inf;
-    for calls that may have overflowed in float16; for denoisers without stored calls, which this capture cannot
-    calibrate; for prompts with fewer steps than --keep asks for; and for attention processors that the pipeline
-    replaced while it ran."""
     tally = job.tally
     if tally.skipped:
         terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")

@@ -81,7 +81,7 @@ def _comparison(
 ) -> Comparison:
     """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
     comparison. `directory` holds the float pipeline, of the model family `family`. `prompts` are all prompts of the set
-    or file, not only those to draw."""
+    or file, not only the prompts to draw."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -146,7 +146,6 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
 
 
 def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the texts and numbers among the arguments of the pipeline's call, for the page."""
     return {
         name: value
         for name, value in arguments.items()

@@ -71,7 +71,6 @@ def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, targe
 
 
 def _refusal(error: Exception) -> OctavoError:
-    """Returns the error to show for `error`, an exception that was raised while the pipeline ran."""
     if isinstance(error, OctavoError):
         return error
     if (where := out_of_memory(error)) is not None:

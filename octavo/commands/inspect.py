@@ -38,7 +38,6 @@ def run(path: Path, terminal: Terminal) -> None:
 
 
 def _checkpoints_in(path: Path) -> list[Path]:
-    """Returns the paths of the checkpoints in the direct subfolders of `path`, [] if `path` itself is a checkpoint."""
     return [] if (path / "report.json").exists() else sorted(file.parent for file in path.glob("*/report.json"))
 
 

@@ -63,8 +63,6 @@ def verified(directory: Path, terminal: Terminal) -> Verified:
 
 
 def verified_text(manifests: Collection[Manifest]) -> str:
-    """Returns a text that says how many files were found equal to what `manifests` list, such as "4 identical to what
-    octavo 0.1.0 wrote (SHA-256)"."""
     if not manifests:
         return NOT_VERIFIABLE
     count = sum(len(manifest.files) for manifest in manifests)

@@ -13,9 +13,9 @@ from ..terminal import Terminal
 
 
 class StoredCall:
-    """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because each process
-    replays only some of the calls. `load` reads the call; `cast` is applied to its arguments. `step` is its denoising
-    step, `timestep` its noise level.
+    """A call in a capture. The tensors of the call are read from disk only when `args` or `kwargs` is used, because
+    each process replays only some of the calls. `load` reads the call; `cast` is applied to its arguments. `step` is
+    the denoising step of the call, `timestep` its noise level.
 
     `unit` is the number of the call's prompt, from 0. In a capture with too few prompts to hold one out, it is None for
     every call, so that calls are held out instead.
@@ -34,12 +34,10 @@ class StoredCall:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The positional arguments of the call."""
         return self._read[0]
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The keyword arguments of the call."""
         return self._read[1]
 
 

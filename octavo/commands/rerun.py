@@ -104,7 +104,6 @@ def _settings(capture: Capture) -> RunSettings:
 
 
 def _refusal(error: Exception) -> OctavoError:
-    """Returns the error to show for `error`, an exception that was raised while the pipeline ran."""
     if out_of_memory(error) is not None:
         remedy = "Capture a smaller picture size, use another --device, or calibrate without --budget"
         return DeviceError(f"out of memory in a run of the pipeline for --budget. {remedy}.")

@@ -189,7 +189,6 @@ def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _relative(exact: Tensor, other: Tensor) -> float:
-    """Returns the relative error |other - exact| / |exact|, with Euclidean norms."""
     return float((other - exact).norm() / exact.norm().clamp(min=1e-30))
 
 
@@ -198,7 +197,6 @@ def _median_and_extremes(values: tuple[float, ...]) -> dict[str, float]:
 
 
 def _mean(values: list[float | None]) -> float | None:
-    """Returns the mean of the values that are not None, or None if all of them are."""
     numbers = [value for value in values if value is not None]
     return statistics.fmean(numbers) if numbers else None
 

@@ -28,10 +28,11 @@ def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
 
 def output_of(output: Any) -> np.ndarray:
     """Returns the pictures, videos or latents in the output of a pipeline as one array (frames, height, width,
-    channels): all pictures or all frames of all videos, one after the other.
+    channels). The pictures, or the frames of all videos, follow one after the other, with values in 0..1.
 
-    Values of pictures are in 0..1. The latents of a prompt, (channels, height, width), (channels, frames, height,
-    width) or (tokens, channels), keep their values.
+    Latents keep their values. Each prompt's latents are (channels, height, width), (channels, frames, height, width) or
+    (tokens, channels); the last become one frame, with a row for each token, a column for each channel, and one
+    channel.
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):
@@ -52,7 +53,7 @@ def _picture_frames(value: Any) -> np.ndarray:
 
 def _latent_frames(latents: np.ndarray) -> np.ndarray:
     """Returns the latents of one prompt as (frames, height, width, channels). Latents (tokens, channels) become one
-    frame, one token wide."""
+    frame with one channel: a row for each token, and a column for each channel of the latents."""
     if latents.ndim == 2:
         return latents[None, :, :, None]
     if latents.ndim == 3:
@@ -90,8 +91,8 @@ def psnr(error: float) -> float | None:
 def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
     """Returns the structural similarity of two pictures or videos, uint8 (frames, height, width, channels).
 
-    The value is 1 for equal pictures. It is the mean over channels, frames and all windows that lie inside the picture;
-    a window is Gaussian, 11 x 11 pixels with a standard deviation of 1.5 pixels (Wang, Bovik, Sheikh and Simoncelli,
+    The value, 1 for equal pictures, is the mean over channels, frames and all windows that lie inside the picture; a
+    window is Gaussian, 11 x 11 pixels with a standard deviation of 1.5 pixels (Wang, Bovik, Sheikh and Simoncelli,
     Image Quality Assessment: From Error Visibility to Structural Similarity, 2004). Returns None if a side is shorter
     than 11 pixels.
     """

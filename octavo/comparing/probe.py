@@ -120,7 +120,5 @@ class Probe:
 
 
 def _add(power: Power, exact: list[Tensor], output: Any) -> None:
-    """Adds a pair of outputs to `power`: the tensors `exact` of the float denoiser, and those in `output` of the
-    quantized one."""
     for expected, actual in zip(exact, tensors_in(output), strict=True):
         power.add(expected, actual)

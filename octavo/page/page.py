@@ -75,7 +75,6 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _has_values(heat: Mapping[str, Any]) -> bool:
-    """Returns whether any value of the heat map is above 0, so that it can be drawn with a logarithmic scale."""
     return any(value for row in heat.get("maximum", []) for value in row)
 
 

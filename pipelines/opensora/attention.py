@@ -24,8 +24,8 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, channels) by the angle for its frame and
-    j."""
+    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, channels) by the angle that `rotation`
+    has for the frame and for j."""
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype == torch.float32:  # the same formula as below in one pass over memory
         current = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]

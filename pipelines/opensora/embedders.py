@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
     """Returns the sinusoidal embedding of `values` (n,), float32 (n, width).
 
-    It has the cosines and then the sines of values * 10000^(-2k / width), for k from 0 to width / 2 - 1.
+    The embedding has the cosines and then the sines of values * 10000^(-2k / width), for k from 0 to width / 2 - 1.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)

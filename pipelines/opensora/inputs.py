@@ -88,8 +88,8 @@ def size_arguments(
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
     videos, each (rows,), on `device`. `pixels` is (height, width).
 
-    They have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the timestep
-    transform computes. A single frame counts as IMAGE_FPS frames per second.
+    The arguments have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the
+    timestep transform computes. A single frame counts as IMAGE_FPS frames per second.
     """
     values = {
         "height": pixels[0],

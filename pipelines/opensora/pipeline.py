@@ -117,7 +117,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         """Returns the caption states for the transformer, one row for each prompt; they are `embeds` (states, mask) if
         given. `clean_caption`: whether texts are cleaned first, as in training (`text.clean_caption`).
 
-        With guidance as many rows follow. They are those of the negative prompts, with masks of their own. Without
+        With guidance as many rows follow. These are the rows of the negative prompts, with masks of their own. Without
         negative prompts each is the null caption, with the mask of its prompt. Raises UsageError for texts if the
         pipeline has no text encoder.
         """

@@ -24,8 +24,8 @@ class VideoShape(NamedTuple):
 def time_ratio(shape: VideoShape) -> Tensor:
     """Returns the factor (n,) by which the timestep transform shifts the times of each of n videos towards noise.
 
-    It is 1 for a 512 x 512 image, and larger for more pixels or frames. As in Open-Sora, the formula gives 0 for 2 to
-    16 frames, which the transform cannot use. The factor is computed in the dtype of `shape`.
+    The factor is 1 for a 512 x 512 image, and larger for more pixels or frames. As in Open-Sora, the formula gives 0
+    for 2 to 16 frames, which the transform cannot use. The factor is computed in the dtype of `shape`.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
@@ -84,9 +84,10 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         """Sets the times of a run with `num_inference_steps` steps: the attribute `timesteps` (steps, n), for the n
         videos of `shape`, or n = `rows`, on `device`.
 
-        The timestep transform needs `shape`, if the config switches it on. Its rounding can put the first time just
-        above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the first step, as
-        in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without `shape`.
+        The timestep transform needs `shape`, if the config switches it on. The rounding of the transform can put the
+        first time just above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the
+        first step, as in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without
+        `shape`.
         """
         if num_inference_steps < 1:
             raise UsageError(f"num_inference_steps: {num_inference_steps} is too few. Use at least 1.")

@@ -86,7 +86,7 @@ def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) 
     """Returns the latent size (frames, height, width) of a video of `height` x `width` pixels and `frames` frames.
 
     `factor` is the number of pixels of one latent position along a side. Raises UsageError for a height or width below
-    it.
+    `factor`.
     """
     if min(height, width) < factor:
         raise UsageError(f"size: {height}x{width} pixels are too few. Use at least {factor}x{factor}.")

@@ -70,8 +70,8 @@ class Checkpoint:
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """Returns a dict from the name of each quantized layer to its scheme. X.linear.weight is the weight of a layer
-        X that has a smoothing multiplier."""
+        """Returns a dict from the name of each quantized layer to its scheme. In the description, X.linear.weight
+        stands for the weight of a layer X that has a smoothing multiplier."""
         schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
@@ -102,9 +102,10 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of numbers in a W8A8_TIMESTEP layer. A row is for a denoising step that the
-        checkpoint was written for, or for a timestep bin if it was written without steps. Empty without such layers.
-        Reading it raises FileError if the metadata of the weight file are damaged."""
+        """The noise level of each row of scales, zero points, deq and quant_bias that W8A8_TIMESTEP layers have: the
+        noise levels of the denoising steps that the checkpoint was written for, or one in each timestep bin if it was
+        written without steps. Empty without such layers. Reading the property raises FileError if the metadata of the
+        weight file are damaged."""
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
@@ -162,8 +163,9 @@ def _finite(value: Any) -> bool:
 
 
 def file_names_in(directory: Path) -> tuple[str, str]:
-    """Returns the names of the weight file and the description in a directory: those that a single process wrote, or
-    else those of the first rank of a distributed run. Raises FileError if there is no description."""
+    """Returns the names of the weight file and the description in a directory: the files that a single process wrote,
+    or if there are none, the files of the first rank of a distributed run. Raises FileError if there is no
+    description."""
     for scheme in SCHEMES:
         name = DESCRIPTION_FILE.format(scheme.lower())
         ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))

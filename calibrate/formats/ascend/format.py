@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes the weight file and the description of a checkpoint in format `ascend` into `directory`, with the
-    permissions `modes`: the integer `layers`, and the other tensors of `model`. `deployment` has the noise levels of
-    the denoising steps."""
+    """Writes the weight file and the description of a checkpoint in format `ascend` into `directory`: the integer
+    `layers`, and the other tensors of `model`. `modes` has the permissions of new files, `deployment` the noise levels
+    of the denoising steps."""
     from .write import write_ascend
 
     write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)

@@ -76,8 +76,8 @@ class LayerReader(NamedTuple):
 
 @np.errstate(invalid="ignore")  # damaged numbers
 def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
-    """Reads the numbers of the integer layer `name`. Raises FileError for numbers that no export writes, such as a
-    negative scale."""
+    """Reads the weight codes, scales, zero points, biases and the like of the integer layer `name`. Raises FileError
+    for numbers that no export writes, such as a negative scale."""
     reader, scheme = LayerReader(checkpoint, name), checkpoint.schemes[name]
     weight = reader.read("weight", ("int8",))
     if weight.ndim not in (2, 4) or not weight.size:
@@ -168,8 +168,9 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
-    """Returns `layer` with one row of numbers for each timestep bin, in place of one row for each denoising step.
-    `levels` are the noise levels of the steps; `reader` reads the rows.
+    """Returns `layer` with one row of scale, zero point, deq and quant_bias for each timestep bin, in place of one row
+    for each denoising step. `levels` are the noise levels of the steps; `reader` gives the noise levels that separate
+    the bins.
 
     Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
     """

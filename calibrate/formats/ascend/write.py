@@ -51,9 +51,9 @@ def write_ascend(
     `modes` has the permissions of new files.
 
     `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
-    call the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
-    timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as tensors and never folded into
-    float parameters, which MindIE-SD takes from the float model.
+    call the denoiser, step by step. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row
+    for each of them, or for each timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as
+    tensors and never folded into float parameters, which MindIE-SD takes from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -74,7 +74,7 @@ def tensors_and_description(
     scheme or "FLOAT".
 
     `layers` has the integer layers by all their names; a layer that is used in several places has several. `levels` are
-    the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers.
+    the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and quant_bias.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -94,9 +94,9 @@ def tensors_and_description(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's without the layer's, such as
-    "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels of the denoising
-    steps."""
+    """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's name of the tensor without the
+    name of the layer, such as "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise
+    levels of the denoising steps."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

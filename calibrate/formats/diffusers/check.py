@@ -68,7 +68,6 @@ def _misfit(model: Model, structure: Structure) -> str | None:
 
 
 def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
-    """Returns the stored tensors of the layer `name`, by the last part of their names, such as "weight"."""
     parts = {key: key.rpartition(".") for key in model.tensors}
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 
@@ -113,8 +112,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
-    """Reads the numbers of the integer layer `name`, a layer of the given `kind`, without its smoothing multiplier and
-    the noise levels that separate its timestep bins."""
+    """Reads weight codes, scales, bias, deq and quant_bias of the integer layer `name`, a layer of the given `kind`.
+    Does not read the layer's smoothing multiplier, and the noise levels that separate its timestep bins."""
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

@@ -34,8 +34,8 @@ def _kind(layer: QuantizedLayer) -> LayerKind:
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
-    """Returns the integer layer that replaces the float `module`, as `structure` describes the layer `name`. Its
-    tensors are on the meta device, without values.
+    """Returns the integer layer that replaces the float `module`, as `structure` describes the layer `name`. The
+    tensors of the new layer are on the meta device, without values.
 
     Raises MisfitError if `module` is not an nn.Linear or nn.Conv2d.
     """
@@ -48,8 +48,9 @@ def empty_layer(structure: Structure, name: str, module: nn.Module) -> Quantized
 
 
 def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
-    """Returns the numbers of an integer layer of this `kind` with a weight of this `shape`, as tensors without values
-    on the meta device. `biased` says whether the float layer has a bias; `dtype` is the dtype of the float layer."""
+    """Returns the `Numbers` (weight codes, scales and so on) of an integer layer of this `kind` with a weight of this
+    `shape`, as tensors without values on the meta device. `biased` says whether the float layer has a bias; `dtype` is
+    the dtype of the float layer."""
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
         tensors: dict[str, Tensor | None] = {

@@ -28,9 +28,13 @@ _DTYPES = {dtype: dtype for dtype in ("float32", "float16", "bfloat16")}
 
 
 class LayerKind(NamedTuple):
-    """The kind of an integer layer: its scheme, whether it has a smoothing multiplier, whether it has a bias that its
-    float layer has not, its number of timestep bins (intervals of noise levels), 0 for other schemes, and the number of
-    channels in a group that its rotation mixes, 0 without a rotation."""
+    """The kind of an integer layer.
+
+    `scheme`: the name of its scheme. `multiplied`: whether it has a smoothing multiplier. `made_bias`: whether it has a
+    bias that its float layer has not, for its bias correction. `bins`: its number of timestep bins (intervals of noise
+    levels); 0 for a layer of another scheme than W8A8_TIMESTEP. `rotation`: the number of channels in a group that its
+    rotation mixes; 0 without a rotation.
+    """
 
     scheme: str
     multiplied: bool = False
@@ -80,7 +84,7 @@ class Structure:
         return structure
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the quantization_config, ready for JSON, with the keys in the table of this module."""
+        """Returns the quantization_config as a dict that can be written as JSON."""
         schemes: dict[str, list[str]] = {}
         for name, kind in sorted(self.kinds.items()):
             schemes.setdefault(kind.scheme, []).append(name)

@@ -34,7 +34,6 @@ class AscendGraph:
         self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators())
 
     def __call__(self, **inputs: "Array") -> list["Array"]:
-        """Runs the graph on `inputs`, arrays given by input name, and returns its outputs."""
         return list(self._evaluator.run(None, inputs))
 
 
@@ -87,8 +86,7 @@ def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
 
 
 def _exact(codes: "Array", offset: float) -> torch.Tensor:
-    """Returns the codes minus their zero point `offset`, in float64, which holds sums of these whole numbers
-    exactly."""
+    # float64 holds sums of these whole numbers exactly
     return torch.from_numpy(codes.astype(np.float64) - offset)
 
 

@@ -69,8 +69,8 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """Adds to `builder` the AscendQuant node that computes the codes of the input of the layer in `use`. Returns the
-    name of these codes in the graph.
+    """Adds to `builder` the AscendQuant node that computes the codes of a layer's input, and returns the name of these
+    codes in the graph. `use` is the place of the layer in the graph.
 
     Layers with the same input, scale and zero point share one node.
     """

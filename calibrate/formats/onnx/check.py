@@ -42,12 +42,10 @@ class _GraphIndex:
         self.producers = {name: node for node in proto.graph.node for name in node.output}
 
     def kind(self, name: str) -> str:
-        """Returns the operator that computes the tensor `name`; "" for an input of the graph or an initializer."""
         node = self.producers.get(name)
         return node.op_type if node is not None else ""
 
     def values(self, name: str) -> "Array":
-        """Returns the values of the initializer `name`."""
         return self.graph.array(self.initializers[name])
 
 
@@ -126,7 +124,6 @@ def _ascend(graph: Graph, layers: list[Layer]) -> Verdict:
 
 
 def _faults(graph: Graph) -> Iterator[str]:
-    """Yields a text for each fault of a scale, a zero point or an integer layer in a graph."""
     index = _GraphIndex(graph)
     for node in graph.proto.graph.node:
         if node.op_type == QUANT:

@@ -26,7 +26,7 @@ def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGE
     """Writes the graph `proto` to `path`, which must not exist, with the permissions `mode`. The same graph gives the
     same bytes.
 
-    If the tensors of the graph have more than `largest` bytes together, those above 1 KiB are written to `path` +
+    If the tensors of the graph have more than `largest` bytes together, each tensor above 1 KiB is written to `path` +
     ".data" and removed from `proto`.
     """
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > largest:

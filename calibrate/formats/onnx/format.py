@@ -21,7 +21,7 @@ def write_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes the graph of format `onnx`, for onnxruntime and OpenVINO, into `directory`: `model` with the integer
-    `layers` in it, traced on the call in `deployment`. `modes` are the permissions."""
+    `layers` in it, traced on the example call in `deployment`. `modes` has the permissions of new files."""
     from .write import write_qdq
 
     write_qdq(layers, model, directory, modes, deployment.example)
@@ -31,7 +31,7 @@ def write_ascend_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes the graph of format `ascend-onnx`, for Ascend's compiler, into `directory`: `model` with the integer
-    `layers` in it, traced on the call in `deployment`. `modes` are the permissions."""
+    `layers` in it, traced on the example call in `deployment`. `modes` has the permissions of new files."""
     from .write import write_ascend_onnx
 
     write_ascend_onnx(layers, model, directory, modes, deployment.example)

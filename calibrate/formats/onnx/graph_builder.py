@@ -125,9 +125,9 @@ def float_graph(traced: "ModelProto") -> "ModelProto":
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
-    """Renames the output of each placeholder to the name of its layer, wherever the graph uses it. The exporter gives
-    outputs only numbers. `order` has the name of each placeholder's layer, by its index; `builder` makes the names
-    unique."""
+    """Renames the output of each placeholder, a node that stands for an integer layer during tracing, to the name of
+    the layer: the exporter gives outputs only numbers. `order` has the name of each placeholder's layer, by its index;
+    `builder` makes the names unique."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}
@@ -176,8 +176,8 @@ def _name_batch_axis(graph: Any) -> None:
 
 
 def int32_bias(use: Use) -> Tensor:
-    """Returns the int32 bias of the layer in `use`: bias plus bias correction, divided by deq (input scale * weight
-    scale) and rounded. It is quant_bias without the effect of the zero point.
+    """Returns the int32 bias of the layer `use.layer`: bias plus bias correction, divided by deq (input scale * weight
+    scale) and rounded. This bias is quant_bias without the effect of the zero point.
 
     Raises NumbersError for a bias outside int32.
     """

@@ -25,8 +25,8 @@ _SIZES = (  # attributes of layers that a model's own code may read, for example
 class Placeholder(nn.Module):
     """A module that stands for the integer `layer`, with the number `index`, while the model is traced.
 
-    Its output has the shape, dtype and device of the layer's output. `torchscript` is True if torch's TorchScript
-    exporter traces, False for its dynamo exporter.
+    The module's output has the shape, dtype and device of the layer's output. `torchscript` is True if torch's
+    TorchScript exporter traces, False for its dynamo exporter.
     """
 
     mul_scale: Tensor | None
@@ -118,7 +118,7 @@ def attribute(node: "NodeProto", name: str) -> int:
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """Yields the list of nodes of each branch, loop and function of a graph, also of those inside others."""
+    """Yields the list of nodes of each branch, loop and function of a graph, including nested ones."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()

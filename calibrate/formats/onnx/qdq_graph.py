@@ -66,8 +66,8 @@ def _expand(builder: Builder, use: Use) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """Adds to `builder` nodes that quantize and dequantize the input of the layer in `use`, for this layer alone, and
-    returns the name of their output.
+    """Adds to `builder` nodes that quantize and dequantize a layer's input, for this layer alone, and returns the name
+    of their output. `use` is the place of the layer in the graph.
 
     If several layers shared the nodes, onnxruntime would compute these layers in float.
     """
@@ -85,10 +85,10 @@ def _weight_scale(use: Use) -> Tensor:
 
 
 def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
-    """Adds to `builder` the weight codes of the layer in `use`, and a node that dequantizes them with `scale`, (out,).
-    Returns the name of the result.
+    """Adds to `builder` a layer's weight codes, and a node that dequantizes them with `scale`, (out,). Returns the name
+    of the node's output. `use` is the place of the layer in the graph.
 
-    `axis` is the axis of the output channels: the result is (out, in, ...) for 0 and, transposed, (in, out) for 1.
+    `axis` is the axis of the output channels: the output is (out, in, ...) for 0 and, transposed, (in, out) for 1.
     """
 
     def make() -> str:
@@ -103,8 +103,8 @@ def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
 
 
 def _bias(builder: Builder, use: Use) -> str | None:
-    """Adds to `builder` the int32 bias of the layer in `use`, and a node that dequantizes it. Returns the name of the
-    result, or None if the bias is zero."""
+    """Adds to `builder` a layer's int32 bias, and a node that dequantizes it. Returns the name of the node's output, or
+    None if the bias is zero. `use` is the place of the layer in the graph."""
     bias = int32_bias(use)
     if not bool(bias.any()):
         return None

@@ -45,7 +45,7 @@ def read_graph(path: Path) -> Graph:
     """Reads the graph at `path`, which may itself be a symbolic link.
 
     Raises FileError, naming the file, if the file is not a valid graph, needs a newer onnx than is installed, or has
-    external data that must not be read (see the top of this module).
+    external data that must not be read, such as data in another directory.
     """
     import onnx
     from google.protobuf.message import DecodeError

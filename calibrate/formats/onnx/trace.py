@@ -40,7 +40,6 @@ _LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")  # that log w
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Context manager inside which the exporters log nothing below critical and show no warnings."""
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     try:
         for name in _LOGGERS:
@@ -154,8 +153,7 @@ def _with_two_rows(call: Any) -> Any:
 
 
 def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> None:
-    """Raises MisfitError for a layer whose placeholder node is not in the traced graph, or is inside a branch or loop
-    of the graph."""
+    """Raises MisfitError for a layer that the traced graph does not run, or runs inside a branch or loop."""
     indices = {attribute(node, "index") for node in proto.graph.node if is_placeholder(node)}
     inner = {attribute(node, "index") for body in bodies(proto) for node in body if is_placeholder(node)}
     for index, name in enumerate(layers):

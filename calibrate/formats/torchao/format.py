@@ -23,8 +23,9 @@ def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into
-    `directory`, in format `torchao`. `modes` are the permissions; `deployment` has the folded parameters, the axes of
-    inputs and the size limit of weight files."""
+    `directory`, in format `torchao`. `modes` has the permissions of new files. Takes from `deployment` the float
+    parameters that smoothing factors were folded into, the number of axes of each layer's input, and the largest size
+    of a weight file."""
     from .write import write_torchao
 
     write_torchao(
