@@ -5,7 +5,7 @@
 is called by `bench.consumer_comfy`, in an environment that has ComfyUI's packages. COMFYUI is a directory with the
 sources of ComfyUI. JOB is a JSON file: the path `file` of the int8 file, `overrides` of the sizes that ComfyUI finds in
 a file, `inputs` (a safetensors file with the arguments of the model) and `out`, the safetensors file to write. ComfyUI
-tells sizes such as the number of heads from those of the published models; `overrides` gives them for a tiny model.
+assumes sizes such as the number of heads from the published models; `overrides` gives those of a tiny model.
 """
 
 import ast
