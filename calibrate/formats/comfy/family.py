@@ -24,6 +24,7 @@ class Family(NamedTuple):
     | swapped      | native names of layers whose first and second half of rows are exchanged                      |
     | swapped_last | the same, for the last block only                                                             |
     | flat         | native names of tensors whose axes are joined into one                                        |
+    | only         | dict from a key of the model's config to the only value for which there are native names      |
     | flags        | dict from a key of the model's config to the name of the empty tensor that stands for it      |
     """
 
@@ -34,6 +35,7 @@ class Family(NamedTuple):
     swapped: frozenset[str] = frozenset()
     swapped_last: frozenset[str] = frozenset()
     flat: frozenset[str] = frozenset()
+    only: Mapping[str, tuple[int, ...]] = {}
     flags: Mapping[str, str] = {}
 
 

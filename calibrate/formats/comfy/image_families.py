@@ -105,12 +105,15 @@ _Z_IMAGE_BLOCK: Rules = {
 Z_IMAGE = Family(
     "Z-Image",
     {"x_embedder": "all_x_embedder.2-1", "final_layer": "all_final_layer.2-1"}
-    | same("t_embedder", "cap_embedder", "x_pad_token", "cap_pad_token", "layers", "noise_refiner", "context_refiner")
+    | same("t_embedder", "cap_embedder", "siglip_embedder", "x_pad_token", "cap_pad_token", "siglip_pad_token")
+    | same("layers", "noise_refiner", "context_refiner", "siglip_refiner")
     | below("layers.{}.", "layers.{}.", _Z_IMAGE_BLOCK)
     | below("noise_refiner.{}.", "noise_refiner.{}.", _Z_IMAGE_BLOCK)
-    | below("context_refiner.{}.", "context_refiner.{}.", _Z_IMAGE_BLOCK),
+    | below("context_refiner.{}.", "context_refiner.{}.", _Z_IMAGE_BLOCK)
+    | below("siglip_refiner.{}.", "siglip_refiner.{}.", _Z_IMAGE_BLOCK),
     native="x_pad_token",
     diffusers="all_x_embedder.2-1.weight",
+    only={"all_patch_size": (2,), "all_f_patch_size": (1,)},
 )
 
 _FLUX2_DOUBLE: Rules = {

@@ -46,17 +46,20 @@ class _Rule(NamedTuple):
 
 
 def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
-    """Returns the reason why the format `comfy` cannot hold a denoiser of the class `kind`, and what the user can do;
-    None if it can. `config` is the denoiser's configuration, which does not matter."""
-    if kind in FAMILIES:
-        return None
-    known = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
-    return f"has no table of ComfyUI's names for {kind}; it has one for {known}. {INSTEAD}"
+    """Returns the reason why the format `comfy` cannot hold a denoiser of the class `kind` with the configuration
+    `config`, and what the user can do; None if it can."""
+    if kind not in FAMILIES:
+        known = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
+        return f"has no table of ComfyUI's names for {kind}; it has one for {known}. {INSTEAD}"
+    for key, value in FAMILIES[kind].only.items():
+        if tuple(config.get(key, value)) != value:
+            return f"has ComfyUI's names for {kind} with {key} {list(value)}, not {list(config[key])}. {INSTEAD}"
+    return None
 
 
 def family_of(model: "nn.Module") -> Family:
-    """Returns the family of a model. Raises UsageError for a model of a class without native names."""
-    if reason := refusal(type(model).__name__, {}):
+    """Returns the family of a model. Raises UsageError for a model without native names."""
+    if reason := refusal(type(model).__name__, dict(getattr(model, "config", {}))):
         raise UsageError(f"format comfy: {reason}")
     return FAMILIES[type(model).__name__]
 

@@ -168,7 +168,11 @@ def _joined(parts: list[Planned], rows: Rows) -> Planned:
 
 
 def _join(parts: list[Planned], rows: Rows) -> Tensor:
-    return join([part.make().detach() for part in parts], rows)
+    tensors = [part.make().detach() for part in parts]
+    joined = join(tensors, rows)
+    for tensor in tensors:
+        page_out(tensor)
+    return joined
 
 
 def join(tensors: list[Tensor], rows: Rows) -> Tensor:

@@ -43,6 +43,7 @@ REAL = {
         dict(in_channels=36, image_dim=1280, added_kv_proj_dim=5120),
     ),
     "z-image": ("ZImageTransformer2DModel", dict()),
+    "z-image-omni": ("ZImageTransformer2DModel", dict(n_layers=2, siglip_feat_dim=1152)),
     "flux2": ("Flux2Transformer2DModel", dict()),
     "chroma": ("ChromaTransformer2DModel", dict()),
     "auraflow": ("AuraFlowTransformer2DModel", dict()),
@@ -110,6 +111,8 @@ def test_a_class_without_native_names_is_refused_in_one_line():
     reason = refusal("SanaTransformer2DModel", {})
     assert reason is not None
     assert all(family.title in reason for family in FAMILIES.values())
+    assert refusal("ZImageTransformer2DModel", {"all_patch_size": [2]}) is None
+    assert "all_patch_size [2], not [2, 4]" in str(refusal("ZImageTransformer2DModel", {"all_patch_size": (2, 4)}))
     refused(lambda: family_of(toy()), 2, "Toy", "--format diffusers")
     assert together(toy()) == []
 
