@@ -8,7 +8,8 @@ weights and some layers rotated, the program writes the int8 file and lets Comfy
 (`bench.comfy_child`). It checks that no tensor is missing or left over; that the integers, scales and rotations are
 those that were written; that each layer computes, in float32 and bfloat16, bit for bit what Octavo's description of the
 consumer's arithmetic says (`tests.zoo.comfy_models.eager`); and that the output of the model is that of Octavo's model
-in diffusers. It also compares the native names of real models with the maps of names in ComfyUI.
+in diffusers. It also compares the native names of real models with the maps of names in ComfyUI, and computes damaged
+files that ComfyUI accepts.
 """
 
 import json
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 import diffusers as d
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from octavo.calibrate.formats.comfy.check import COMFYUI, check
 from octavo.calibrate.formats.comfy.families import FAMILIES
 from octavo.calibrate.formats.comfy.names import family_of, native_names
-from octavo.calibrate.formats.comfy.structure import FILE, Content, rotation_of
+from octavo.calibrate.formats.comfy.structure import FILE, INT8, MARKER, METADATA, Content, rotation_of
 from octavo.calibrate.formats.comfy.write import write_comfy
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.replay.sqnr import Power
@@ -219,6 +222,7 @@ def prove(
         if names and name not in names:
             continue
         try:
+            torch.manual_seed(0)
             case = make()
             rows.append((name, "computed" if case.theirs else "loaded", *_proven(name, case, folder, comfyui, python)))
         except subprocess.CalledProcessError as error:
@@ -291,25 +295,61 @@ def _places(entry: Map) -> dict[str, list[Any]]:
     return places
 
 
+def silent(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
+    """Damages the file of a Stable Diffusion 3.5 in ways that ComfyUI passes over, and lets it compute each; returns
+    rows like `prove`. A row holds if `octavo inspect` has a negative verdict on the damaged file."""
+    torch.manual_seed(0)
+    case, place = sd3(), folder / "silent"
+    place.mkdir(parents=True, exist_ok=True)
+    model = randomized(case.model)
+    (place / FILE).unlink(missing_ok=True)
+    write_comfy(integers(model, 64, keep=("embed", "proj_out", "norm_out")), model, place, Modes())
+    with torch.no_grad():
+        exact = case.restored(_output(model(**case.ours)))
+    content, rows = Content.read(place / FILE), []
+    tensors = load_file(place / FILE)
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(f".{MARKER}")}
+    unrotated = {name: {"format": INT8} for name in content.int8}
+    scales = {f"{name}.pre_quant_scale": torch.ones(1) for name in content.int8}
+    damages = {
+        "as written": (tensors, content.int8), "no markers": (plain, None),
+        "rotation lost": (tensors, unrotated), "pre_quant_scale": (tensors | scales, content.int8),
+    }  # fmt: skip
+    for word, (changed, layers) in damages.items():
+        file = place / f"{word.replace(' ', '-')}.safetensors"
+        metadata = None if layers is None else {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
+        save_file(changed, file, metadata)
+        results, _ = _computed(case, file, place, comfyui, environment(folder / "environment"))
+        bad = [verdict for verdict in check(file) if verdict.consumer == COMFYUI and not verdict.ok]
+        fact = (
+            f"output {_sqnr(exact, results['output']):.1f} dB from the float model's; {bad[0].fact if bad else 'sound'}"
+        )
+        rows.append((word, "silent", bool(bad) == (word != "as written"), fact))
+    return rows
+
+
+def _computed(case: Case, file: Path, place: Path, comfyui: Path, python: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Lets ComfyUI load and compute `file`; returns the results of `bench.comfy_child` and ComfyUI's messages. `place`
+    is a folder for the job."""
+    save_file({key: value.contiguous() for key, value in case.theirs.items()}, place / "inputs.safetensors")
+    job = dict(file=str(file), overrides=case.overrides, options=case.options)
+    job |= {"inputs": str(place / "inputs.safetensors"), "out": str(place / "out.safetensors")}
+    (place / "job.json").write_text(json.dumps(job))
+    command = [python, "-m", "bench.comfy_child", str(comfyui), str(place / "job.json")]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    with safe_open(place / "out.safetensors", "pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["notes"])  # noqa: SIM118
+
+
 def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) -> tuple[bool, str]:
     """Writes the file of a case, runs ComfyUI on it, and returns whether all holds, and the facts."""
-    from safetensors.torch import save_file
-
     place = folder / name.replace(" ", "-")
     place.mkdir(parents=True, exist_ok=True)
     (place / FILE).unlink(missing_ok=True)
     model = randomized(case.model)
     layers = integers(model, 64, keep=("embed", "proj_out", "norm_out", "_in", "final_layer"))
     write_comfy(layers, model, place, Modes())
-    save_file({key: value.contiguous() for key, value in case.theirs.items()}, place / "inputs.safetensors")
-    job = dict(file=str(place / FILE), overrides=case.overrides, options=case.options)
-    job |= {"inputs": str(place / "inputs.safetensors"), "out": str(place / "out.safetensors")}
-    (place / "job.json").write_text(json.dumps(job))
-    command = [python, "-m", "bench.comfy_child", str(comfyui), str(place / "job.json")]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    with safe_open(place / "out.safetensors", "pt") as file:
-        results = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        notes = json.loads(file.metadata()["notes"])
+    results, notes = _computed(case, place / FILE, place, comfyui, python)
     count, faults = _compared(place / FILE, results)
     facts = [f"{count} int8 layers of {family_of(model).title} equal in float32 and bfloat16"]
     facts = faults[:1] or facts
@@ -366,5 +406,6 @@ def _sqnr(exact: Tensor, other: Tensor) -> float:
 
 if __name__ == "__main__":
     comfyui, folder, *chosen = [*sys.argv[1:], *["/tmp/octavo-comfy"][len(sys.argv) - 2 :]]
-    for row in [*maps(Path(folder), Path(comfyui)), *prove(Path(folder), Path(comfyui), chosen)]:
+    place, sources = Path(folder), Path(comfyui)
+    for row in [*maps(place, sources), *silent(place, sources), *prove(place, sources, chosen)]:
         print(*row, sep="\t")

@@ -49,7 +49,9 @@ def _for_comfyui(content: Content) -> Iterator[Verdict]:
     for subject, find, fact in _CHECKS:
         faults = list(find(content))
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        yield Verdict(COMFYUI, subject, not faults, f"{faults[0]}{more}" if faults else fact.format(count=count))
+        yield Verdict(
+            COMFYUI, subject, not faults, f"{faults[0]}{more}. {_AGAIN}" if faults else fact.format(count=count)
+        )
     yield _names(content)
 
 
@@ -59,18 +61,18 @@ def _markers(content: Content) -> Iterator[str]:
     markers = content.effective
     for name in content.integer_weights:
         if name not in markers:
-            yield f"{name}.weight is int8 without a marker; ComfyUI silently takes the integers for weights. {_AGAIN}"
+            yield f"{name}.weight is int8 without a marker; ComfyUI silently takes the integers for weights"
         elif len(content.tensors[f"{name}.weight"].shape) != 2:
-            yield f"{name}.weight is int8 and no matrix; ComfyUI silently takes the integers for weights. {_AGAIN}"
+            yield f"{name}.weight is int8 and no matrix; ComfyUI silently takes the integers for weights"
     for name, marker in markers.items():
         if f"{name}.weight" not in content.tensors:
-            yield f"{name} has a marker, but no weight. {_AGAIN}"
+            yield f"{name} has a marker, but no weight"
         elif marker.get("format") not in _FORMATS:
-            yield f"{name} has the format {marker.get('format')!r}, which ComfyUI does not know. {_AGAIN}"
+            yield f"{name} has the format {marker.get('format')!r}, which ComfyUI does not know"
     for name in content.int8:
         weight = content.tensors.get(f"{name}.weight")
         if weight is not None and weight.dtype != "int8":
-            yield f"{name}.weight is {weight.dtype}, not int8; ComfyUI silently cuts it to whole numbers. {_AGAIN}"
+            yield f"{name}.weight is {weight.dtype}, not int8; ComfyUI silently cuts it to whole numbers"
 
 
 def _agreement(content: Content) -> Iterator[str]:
@@ -80,7 +82,7 @@ def _agreement(content: Content) -> Iterator[str]:
         if other is None or (marker.get("format") == other.get("format") and rotation_of(marker) == rotation_of(other)):
             continue
         told = f"{_text(marker)} in {METADATA}, which ComfyUI silently takes, but {_text(other)} in its marker"
-        yield f"{name} is {told}. {_AGAIN}"
+        yield f"{name} is {told}"
 
 
 def _text(marker: Marker) -> str:
@@ -97,15 +99,15 @@ def _scales(content: Content) -> Iterator[str]:
             continue
         rows = weight.shape[0]
         if scale is None:
-            yield f"{name}.weight_scale is missing; ComfyUI refuses the file. {_AGAIN}"
+            yield f"{name}.weight_scale is missing; ComfyUI refuses the file"
         elif scale.dtype != "float32":
-            yield f"{name}.weight_scale is {scale.dtype}, not float32; kernels fail or round it. {_AGAIN}"
+            yield f"{name}.weight_scale is {scale.dtype}, not float32; kernels fail or round it"
         elif scale.shape not in ((rows, 1), (rows,), (1,), ()):
-            yield f"{name}.weight_scale has shape {list(scale.shape)}, not {[rows, 1]}. {_AGAIN}"
+            yield f"{name}.weight_scale has shape {list(scale.shape)}, not {[rows, 1]}"
         else:
             values = read_array(content.path, scale)
             if not (np.isfinite(values) & (values > 0)).all():
-                yield f"{name}.weight_scale has a number that is not positive and finite. {_AGAIN}"
+                yield f"{name}.weight_scale has a number that is not positive and finite"
 
 
 def _rotations(content: Content) -> Iterator[str]:
@@ -114,11 +116,11 @@ def _rotations(content: Content) -> Iterator[str]:
         group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
         if group is None:
             if "convrot_groupsize" in marker:
-                yield f"{name} has convrot_groupsize without convrot; ComfyUI silently does not rotate. {_AGAIN}"
+                yield f"{name} has convrot_groupsize without convrot; ComfyUI silently does not rotate"
         elif not _is_power_of_four(group):
-            yield f"{name} is rotated by {group!r}, not by a power of four. {_AGAIN}"
+            yield f"{name} is rotated by {group!r}, not by a power of four"
         elif weight is not None and weight.shape[-1:] and weight.shape[-1] % group:
-            yield f"{name} has {weight.shape[-1]} inputs, not a multiple of the {group} that are rotated. {_AGAIN}"
+            yield f"{name} has {weight.shape[-1]} inputs, not a multiple of the {group} that are rotated"
 
 
 def _is_power_of_four(group: object) -> bool:
@@ -127,17 +129,17 @@ def _is_power_of_four(group: object) -> bool:
 
 def _dropped(content: Content) -> Iterator[str]:
     """Yields the tensors beside int8 weights that ComfyUI drops, although the layer's output depends on them."""
-    for name in {*content.int8, *content.integer_weights}:
+    for name in dict.fromkeys([*content.int8, *content.integer_weights]):
         for leaf in _DROPPED:
             if f"{name}.{leaf}" in content.tensors:
-                yield f"{name}.{leaf} is silently dropped by ComfyUI, so the output is wrong. {_AGAIN}"
+                yield f"{name}.{leaf} is silently dropped by ComfyUI, so the output is wrong"
 
 
 def _keys(content: Content) -> Iterator[str]:
     """Yields the keys of int8 markers that ComfyUI does not read."""
     for name, marker in content.int8.items():
         for key in sorted(set(map(str, marker)) - _KEYS):
-            yield f"{name} has the key {key!r} in its marker, which ComfyUI silently passes over. {_AGAIN}"
+            yield f"{name} has the key {key!r} in its marker, which ComfyUI silently passes over"
 
 
 _CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
