@@ -59,7 +59,8 @@ def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
 
 def family_of(model: "nn.Module") -> Family:
     """Returns the family of a model. Raises UsageError for a model without native names."""
-    if reason := refusal(type(model).__name__, dict(getattr(model, "config", {}))):
+    config = getattr(model, "config", None)
+    if reason := refusal(type(model).__name__, config if isinstance(config, Mapping) else {}):
         raise UsageError(f"format comfy: {reason}")
     return FAMILIES[type(model).__name__]
 
