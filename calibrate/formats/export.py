@@ -89,7 +89,8 @@ def folding(formats: Sequence[str]) -> bool:
 
 def check_model(formats: Sequence[str], model: nn.Module) -> None:
     """Raises UsageError if one of `formats` cannot hold a denoiser of the class and configuration of `model`."""
-    config = dict(getattr(model, "config", {}))
+    config = getattr(model, "config", None)
+    config = config if isinstance(config, Mapping) else {}
     for name in formats:
         if refusal := format_named(name).refusal(type(model).__name__, config):
             raise UsageError(f"format {name}: {refusal}")
