@@ -25,6 +25,7 @@ TABLE: dict[str, FormatFolder] = {
     "ascend": FormatFolder("ascend", (DENOISER, CLASSIFIER)),
     "diffusers": FormatFolder("diffusers", (DENOISER,)),
     "torchao": FormatFolder("torchao", (DENOISER,)),
+    "sdnq": FormatFolder("sdnq", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }

@@ -37,13 +37,13 @@ def export(
 ) -> Path:
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
-    `model` is the float model, or has the layers of `result` installed. If two of `formats` have files of the same
-    names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`;
-    `group_readable` lets the user's group read the files. More weights than `max_shard_size`, in bytes or as "5GB", are
-    split into several files. `files` maps names to contents of further files. The manifest records `origin`, the
-    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size,
-    and for smoothing factors folded into float parameters that a format's software would not load; StorageError if
-    `directory` cannot be written; NumbersError for numbers that are not finite.
+    `model` is the float model, or has the layers of `result` installed. `folder_for` says which of `formats` get a
+    subfolder. `overwrite` replaces a checkpoint in `directory`; `group_readable` lets the user's group read the files.
+    More weights than `max_shard_size`, in bytes or as "5GB", are split into several files. `files` maps names to
+    contents of further files. The manifest records `origin`, the fingerprint of the float model, by default computed
+    from `model`. Raises UsageError for an unknown format or size, and for smoothing factors folded into float
+    parameters that a format's software would not load; StorageError if `directory` cannot be written; NumbersError for
+    numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
@@ -97,10 +97,15 @@ def _check_parameters(result: Result, formats: Sequence[str]) -> None:
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder of the checkpoint that the format `name` is written into: a subfolder called `name` if a
-    format before it in `formats` has files of the same names, else ".", the checkpoint's directory itself."""
-    before = formats[: list(formats).index(name)]
-    return name if format_named(name).files in {format_named(other).files for other in before} else "."
+    """Returns the folder of the checkpoint that the format `name` is written into: ".", the checkpoint's directory
+    itself, or a subfolder called `name`.
+
+    A format gets a subfolder if a format before it in `formats` has files of the same names, or if the consumer of
+    either would take the other's weight files for its own.
+    """
+    record, before = format_named(name), [format_named(other) for other in formats[: list(formats).index(name)]]
+    shared = any(other.files == record.files or other.alone or record.alone for other in before)
+    return name if shared else "."
 
 
 def check_formats(formats: Sequence[str]) -> None:

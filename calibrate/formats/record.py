@@ -98,6 +98,11 @@ def unchecked(path: Path) -> list[Verdict]:
     return []
 
 
+def never(model: str, config: Mapping[str, Any]) -> str | None:
+    """Returns None for every model. Formats that can hold all models have this function as their `refusal`."""
+    return None
+
+
 @dataclass(frozen=True)
 class Format:
     """Describes one format of checkpoints: how it is written, found, checked, described and read.
@@ -115,11 +120,18 @@ class Format:
     | consumer   | name of the software that loads the format, as verdicts call it                                     |
     | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
     | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
+    | foreign    | function from the directory of a checkpoint in other formats to verdicts on whether the consumer    |
+    |            | can load that; these verdicts never make a checkpoint unsound                                       |
     | optional   | subjects of verdicts that may be negative although the checkpoint is sound                          |
     | describe   | function from the path that `find` returns to a short description; raises FileError                 |
     | read       | function from the path that `find` returns to a Readable; None if other software loads the layers   |
     | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
     | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
+    | alone      | True if the consumer takes every weight file of a directory for its own, so that no other format's  |
+    |            | files may lie there                                                                                 |
+    | made_biases| True if a layer may get a bias that its float layer lacks                                           |
+    | refusal    | function from the class name of a denoiser and its config to the reason why the consumer cannot     |
+    |            | load that model, with advice; None if it can                                                        |
     """
 
     name: str
@@ -133,11 +145,15 @@ class Format:
     consumer: str = ""
     find: Callable[[Path], Path | None] = nowhere
     check: Callable[[Path], list[Verdict]] = unchecked
+    foreign: Callable[[Path], list[Verdict]] = unchecked
     optional: frozenset[str] = field(default_factory=frozenset)
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
     folds: bool = False
     is_model: bool = False
+    alone: bool = False
+    made_biases: bool = True
+    refusal: Callable[[str, Mapping[str, Any]], str | None] = never
 
     def write(
         self,

@@ -93,6 +93,23 @@ def find_method(directory: Path, method: str, folder: str) -> Path | None:
     return None
 
 
+def find_intact(directory: Path, method: str, folder: str) -> Path | None:
+    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`; None
+    if neither holds one.
+
+    Also returns the subfolder if its config.json is damaged, but not `directory`, which `find_method` reports.
+    """
+    try:
+        if method_at(directory) == method:
+            return directory
+    except OctavoError:
+        pass
+    try:
+        return directory / folder if method_at(directory / folder) == method else None
+    except OctavoError:
+        return directory / folder
+
+
 def method_at(directory: Path) -> str | None:
     """Returns the quant_method in a directory's config.json; None for a float model, and for a directory without a
     model of diffusers.
