@@ -26,6 +26,7 @@ TABLE: dict[str, FormatFolder] = {
     "diffusers": FormatFolder("diffusers", (DENOISER,)),
     "torchao": FormatFolder("torchao", (DENOISER,)),
     "sdnq": FormatFolder("sdnq", (DENOISER,)),
+    "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }

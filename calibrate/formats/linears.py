@@ -1,8 +1,10 @@
 """Collects the tensors of a model whose integer layers are linear layers with dynamic or float inputs, for the formats
 of libraries that load such layers under names of their own."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
@@ -58,3 +60,16 @@ def check_linears(
             fact = "has no bias in the float model to add the bias correction to. Use --no-bias-correction."
         if fact:
             raise UsageError(f"format {name_of_format}: {name} {fact}")
+
+
+def float_parts(layer: QuantizedLayer) -> Iterator[tuple[str, Planned]]:
+    """Yields the weight, integers times scale, and the bias of a layer as float tensors in the layer's dtype, for
+    software that can hold the layer as float only."""
+    yield "weight", Planned(layer.dtype, tuple(layer.weight.shape), partial(_dequantized, layer))
+    if layer.bias is not None:
+        yield "bias", Planned.of(layer.bias)
+
+
+def _dequantized(layer: QuantizedLayer) -> Tensor:
+    weight = layer.weight.detach().to(torch.float32)
+    return weight.mul_(layer.weight_scale.view([-1] + [1] * (weight.ndim - 1))).to(layer.dtype)

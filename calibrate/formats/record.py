@@ -107,31 +107,29 @@ def never(model: str, config: Mapping[str, Any]) -> str | None:
 class Format:
     """Describes one format of checkpoints: how it is written, found, checked, described and read.
 
-    | field      | meaning                                                                                             |
-    |------------|-----------------------------------------------------------------------------------------------------|
-    | name       | name on the command line; also of a subfolder, if another format's files have the same names        |
-    | files      | regular expression of the format's file names                                                       |
-    | writer     | function that writes the files                                                                      |
-    | schemes    | schemes of layers that the format can hold; messages recommend the first                            |
-    | elements   | dtypes that codes may have, such as int8                                                            |
-    | transforms | transforms that inputs may go through before they become codes: names of types in layers.transforms |
-    | packages   | packages needed to write the format, which Octavo's `extra` installs                                |
-    | extra      | name of Octavo's extra that installs `packages`                                                     |
-    | consumer   | name of the software that loads the format, as verdicts call it                                     |
-    | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
-    | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
-    | foreign    | function from the directory of a checkpoint in other formats to verdicts on whether the consumer    |
-    |            | can load that; these verdicts never make a checkpoint unsound                                       |
-    | optional   | subjects of verdicts that may be negative although the checkpoint is sound                          |
-    | describe   | function from the path that `find` returns to a short description; raises FileError                 |
-    | read       | function from the path that `find` returns to a Readable; None if other software loads the layers   |
-    | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
-    | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
-    | alone      | True if the consumer takes every weight file of a directory for its own, so that no other format's  |
-    |            | files may lie there                                                                                 |
-    | made_biases| True if a layer may get a bias that its float layer lacks                                           |
-    | refusal    | function from the class name of a denoiser and its config to the reason why the consumer cannot     |
-    |            | load that model, with advice; None if it can                                                        |
+    | field       | meaning                                                                                            |
+    |-------------|----------------------------------------------------------------------------------------------------|
+    | name        | name on the command line; also of a subfolder, if another format's files have the same names       |
+    | files       | regular expression of the format's file names                                                      |
+    | writer      | function that writes the files                                                                     |
+    | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
+    | elements    | dtypes that codes may have, such as int8                                                           |
+    | transforms  | transforms that inputs may go through before they become codes: names of types in                  |
+    |             | layers.transforms                                                                                  |
+    | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
+    | extra       | name of Octavo's extra that installs `packages`                                                    |
+    | consumer    | name of the software that loads the format, as verdicts call it                                    |
+    | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
+    | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
+    | foreign     | function from the directory of a checkpoint in other formats to verdicts on whether the consumer   |
+    | optional    | subjects of verdicts that may be negative although the checkpoint is sound                         |
+    | describe    | function from the path that `find` returns to a short description; raises FileError                |
+    | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
+    | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
+    | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
+    | alone       | True if the consumer takes every weight file of a directory for its own, so that no other format's |
+    | made_biases | True if a layer may get a bias that its float layer lacks                                          |
+    | refusal     | function from the class name of a denoiser and its config to the reason why the consumer cannot    |
     """
 
     name: str
