@@ -122,14 +122,17 @@ class Format:
     | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
     | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
     | foreign     | function from the directory of a checkpoint in other formats to verdicts on whether the consumer   |
+    |             | can load that; these verdicts never make a checkpoint unsound                                      |
     | optional    | subjects of verdicts that may be negative although the checkpoint is sound                         |
     | describe    | function from the path that `find` returns to a short description; raises FileError                |
     | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
     | alone       | True if the consumer takes every weight file of a directory for its own, so that no other format's |
+    |             | files may lie there                                                                                |
     | made_biases | True if a layer may get a bias that its float layer lacks                                          |
     | refusal     | function from the class name of a denoiser and its config to the reason why the consumer cannot    |
+    |             | load that model, with advice; None if it can                                                       |
     """
 
     name: str
