@@ -25,6 +25,7 @@ TABLE: dict[str, FormatFolder] = {
     "ascend": FormatFolder("ascend", (DENOISER, CLASSIFIER)),
     "diffusers": FormatFolder("diffusers", (DENOISER,)),
     "torchao": FormatFolder("torchao", (DENOISER,)),
+    "sglang": FormatFolder("sglang", (DENOISER,)),
     "sdnq": FormatFolder("sdnq", (DENOISER,)),
     "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),

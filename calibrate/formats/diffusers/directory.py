@@ -16,6 +16,7 @@ CONFIG_FILE = "config.json"
 WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
+_DESCRIPTIONS = "quant_model_description*.json"  # descriptions of msModelSlim, which stand for a quantization_config
 # regular expression of the names of the files in such a directory
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
@@ -111,8 +112,8 @@ def find_intact(directory: Path, method: str, folder: str) -> Path | None:
 
 
 def method_at(directory: Path) -> str | None:
-    """Returns the quant_method in a directory's config.json; None for a float model, and for a directory without a
-    model of diffusers.
+    """Returns the quant_method in a directory's config.json, or "modelslim" for int8 weights that a description
+    of msModelSlim lies beside; None for a float model, and for a directory without a model of diffusers.
 
     Raises FileError for weights whose config.json is missing or damaged, and for int8 weights without a quant_method.
     """
@@ -126,6 +127,8 @@ def method_at(directory: Path) -> str | None:
     if isinstance(content, dict):
         return str(content.get("quant_method"))
     if weights and any(tensor.stored.dtype == "int8" for tensor in Model.open(directory).tensors.values()):
+        if any(directory.glob(_DESCRIPTIONS)):
+            return "modelslim"
         fact = "has no quantization_config, although the weights beside it are int8"
         raise damage(path, fact, "Copy the file again, or calibrate again.")
     return None
