@@ -31,8 +31,8 @@ _ERRORS = {  # the tensors that an int8 layer needs besides its weight, with wha
 
 
 class Files(NamedTuple):
-    """What SGLang reads: the description and its file name, the headers of the weight files, and the class name of the
-    model, "" if there is no config.json."""
+    """Holds the parts of a checkpoint that SGLang reads: the description and its file name, the headers of the weight
+    files, and the class name of the model, "" if there is no config.json."""
 
     name: str
     description: Mapping[str, Any]
