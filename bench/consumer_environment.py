@@ -24,7 +24,7 @@ def installed(name: str, packages: Sequence[str]) -> Path:
     folder = CACHE / name
     record = folder / "packages.txt"
     if not record.is_file() or record.read_text() != "\n".join(packages):
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target", str(folder)]
+        command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--upgrade", "--target", str(folder)]
         subprocess.run([*command, *packages], check=True)
         record.write_text("\n".join(packages))
     return folder

@@ -103,7 +103,7 @@ def _verdicts(files: Files) -> Iterator[Verdict]:
         sound = "every layer is described by the name that SGLang looks up"
         yield Verdict(CONSUMER, "names", not fact, fact or sound)
     if DYNAMIC in schemes.values():
-        fact = "SGLang rounds weight_scale to bfloat16, by at most 0.4 %"
+        fact = "SGLang rounds weight_scale to bfloat16, by at most 0.2 %"
         yield Verdict(CONSUMER, "weight scales", True, fact)
 
 
