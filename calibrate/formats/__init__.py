@@ -26,6 +26,9 @@ TABLE: dict[str, FormatFolder] = {
     "diffusers": FormatFolder("diffusers", (DENOISER,)),
     "torchao": FormatFolder("torchao", (DENOISER,)),
     "comfy": FormatFolder("comfy", (DENOISER,)),
+    "sglang": FormatFolder("sglang", (DENOISER,)),
+    "sdnq": FormatFolder("sdnq", (DENOISER,)),
+    "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }

@@ -37,13 +37,13 @@ def export(
 ) -> Path:
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
-    `model` may be the float model, or have the layers of `result`. If two of `formats` have equal file names, the later
-    format gets a subfolder with its name. `overwrite` replaces a checkpoint in `directory`. `group_readable` lets the
-    user's group read the files. `files` are further files, a dict from name to content. `max_shard_size`, in bytes or
-    as "5GB", is the largest size of a weight file. `origin` is the fingerprint of the float model, for the manifest;
-    None: computed from `model`. Raises UsageError for an unknown format or size, a model that a format cannot hold, or
-    folded parameters that a format's software would not load; StorageError if `directory` cannot be written;
-    NumbersError for numbers that are not finite.
+    `model` may be the float model, or have the layers of `result`. `folder_for` says which of `formats` get a
+    subfolder. `overwrite` replaces a checkpoint in `directory`. `group_readable` lets the user's group read the files.
+    `files` are further files, a dict from name to content. `max_shard_size`, in bytes or as "5GB", is the largest size
+    of a weight file. `origin` is the fingerprint of the float model, for the manifest; None: computed from `model`.
+    Raises UsageError for an unknown format or size, a model that a format cannot hold, or folded parameters that a
+    format's software would not load; StorageError if `directory` cannot be written; NumbersError for numbers that are
+    not finite.
     """
     check_formats(formats)
     _check_model_and_parameters(model, result, formats)
@@ -111,10 +111,15 @@ def _check_model_and_parameters(model: nn.Module, result: Result, formats: Seque
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: `name` if a
-    format before it in `formats` has files of the same names, else "."."""
-    before = formats[: list(formats).index(name)]
-    return name if format_named(name).files in {format_named(other).files for other in before} else "."
+    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: ".", the
+    directory itself, or `name`.
+
+    A format gets a subfolder if a format before it in `formats` has files of the same names, or if the consumer of
+    either would take the other's weight files for its own.
+    """
+    record, before = format_named(name), [format_named(other) for other in formats[: list(formats).index(name)]]
+    shared = any(other.files == record.files or other.alone or record.alone for other in before)
+    return name if shared else "."
 
 
 def check_formats(formats: Sequence[str]) -> None:

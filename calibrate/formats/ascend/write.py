@@ -11,7 +11,7 @@ tensors as X.linear.*.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from ...layers.weights import check_finite_tensor
 from ..corrections import has_bias_correction
 from .names import CORRECTED, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
 from .step_rows import deployed_levels, step_rows
+
+NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float parameter has a new value
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
@@ -68,14 +70,18 @@ def write_ascend(
 
 
 def tensors_and_description(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    levels: Sequence[float] = (),
+    parameters: Mapping[str, Callable[[], Tensor]] = NONE,
 ) -> tuple[dict[str, Planned], dict[str, str]]:
     """Returns two dicts with the names of the tensors as keys: the tensors to be written, and the description, which
     has each tensor's scheme or "FLOAT".
 
     `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
     names. `levels` are the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and
-    quant_bias.
+    quant_bias. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
+    that returns the new value.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -87,10 +93,11 @@ def tensors_and_description(
             description[f"{name}.{key}"] = "FLOAT" if key in (MUL_SCALE, inner + "bias") else layer.scheme
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and isinstance(tensor, Tensor):
-            check_finite_tensor(name, tensor)
+            planned = Planned.of(tensor)
+            planned = planned._replace(make=parameters.get(name, planned.make))
+            check_finite_tensor(name, planned.make())
             page_out(tensor)  # frees the memory until the tensor is written
-            tensors[name] = Planned.of(tensor)
-            description[name] = "FLOAT"
+            tensors[name], description[name] = planned, "FLOAT"
     return tensors, description
 
 

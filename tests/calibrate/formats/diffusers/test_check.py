@@ -18,7 +18,7 @@ from ....zoo.hard_sd3 import calibrated, hard, prompts
 from ....zoo.layer_kinds import changed
 
 ALL = ("ascend", "diffusers", "torchao")
-CONSUMERS = {"octavo", "MindIE-SD", "diffusers", "torchao"}
+CONSUMERS = {"octavo", "MindIE-SD", "diffusers", "torchao"}  # of these formats
 
 
 @pytest.fixture(scope="module")
