@@ -188,7 +188,7 @@ def calibrate_folded(
     norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
         names = planned(model, settings).quantized
-        settings = _with_float_layers(settings, layers_with_cast_inputs(model, call, names))
+        settings = settings.keeping(layers_with_cast_inputs(model, call, names))
         convolutions = any(isinstance(model.get_submodule(name), nn.Conv2d) for name in names)
         settings = replace(settings, reciprocal=graphs or convolutions)
         norms = fold_norms(model, call, changing=changing)
@@ -200,9 +200,3 @@ def calibrate_folded(
     pairs = [pair._asdict() for pair in norms.pairs]
     report = result.report | {"folded": pairs, "warnings": [*all_warnings, *result.warnings]}
     return replace(result, report=report, example=call), model
-
-
-def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    if settings.defaults is None:
-        return replace(settings, more_float={**reasons, **settings.more_float})
-    return replace(settings, defaults={**reasons, **settings.defaults})

@@ -78,6 +78,13 @@ class Settings:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
 
+    def keeping(self, reasons: Mapping[str, str]) -> "Settings":
+        """Returns the settings with further layers that stay float: the keys of `reasons`, a dict from layer name to
+        the reason."""
+        if self.defaults is None:
+            return replace(self, more_float={**reasons, **self.more_float})
+        return replace(self, defaults={**reasons, **self.defaults})
+
     @property
     def input_type(self) -> type[Input]:
         """The `Input` type for `activations`: how inputs become codes."""

@@ -1,6 +1,6 @@
 """Writes the result of a calibration as a checkpoint in one or several formats, all with the same integers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -87,13 +87,33 @@ def folding(formats: Sequence[str]) -> bool:
     return all(format_named(name).folds for name in formats)
 
 
-def check_model(formats: Sequence[str], model: nn.Module) -> None:
-    """Raises UsageError if one of `formats` cannot hold a denoiser of the class and configuration of `model`."""
+def check_model(formats: Sequence[str], model: nn.Module, dtype: str | None = None) -> None:
+    """Raises UsageError if one of `formats` cannot hold a denoiser of the class, configuration and dtype of `model`.
+
+    `dtype` is the dtype in which the denoiser will run, such as "bfloat16"; None: that of `model`.
+    """
     config = getattr(model, "config", None)
     config = config if isinstance(config, Mapping) else {}
-    for name in formats:
-        if refusal := format_named(name).refusal(type(model).__name__, config):
-            raise UsageError(f"format {name}: {refusal}")
+    dtype = dtype or str(getattr(model, "dtype", "")).removeprefix("torch.")
+    for record in map(format_named, formats):
+        if refusal := record.refusal(type(model).__name__, config):
+            raise UsageError(f"format {record.name}: {refusal}")
+        if record.dtypes and dtype not in record.dtypes:
+            fact = f"{record.consumer} runs in {' or '.join(record.dtypes)}, and the model is in {dtype}"
+            raise UsageError(f"format {record.name}: {fact}. Use --dtype {record.dtypes[0]}.")
+
+
+def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str]) -> dict[str, str]:
+    """Returns a dict from layer name to reason: the layers among `names`, those that would become integers, which the
+    software for one of `formats` can only hold as float."""
+    reasons: dict[str, str] = {}
+    count = -1
+    while len(reasons) > count:  # a layer that stays float for one format may keep others float in another
+        count = len(reasons)
+        for record in map(format_named, formats):
+            left = [name for name in names if name not in reasons]
+            reasons |= dict.fromkeys(record.kept_float(model, left), f"{record.consumer} can only hold it as float")
+    return reasons
 
 
 def multiplying(formats: Sequence[str]) -> bool:

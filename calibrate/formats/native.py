@@ -6,6 +6,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,21 @@ class NativeModel:
             name for group in self.joined(layers).values() if all(member in integers for member in group)
             for name in group
         }  # fmt: skip
+
+
+def linears_in(model: "nn.Module") -> list[str]:
+    """Returns the names of all linear layers of `model`, float or integer. A layer in several places has several."""
+    from torch import nn
+
+    from ..layers.modules import QuantizedLinear
+
+    modules = model.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if isinstance(module, (nn.Linear, QuantizedLinear))]
+
+
+def not_linear(model: "nn.Module", names: Collection[str]) -> set[str]:
+    """Returns those of the layers `names` of `model` that are no linear layers but convolutions."""
+    return set(names) - set(linears_in(model))
 
 
 def patterns(prefix: str, leaves: Sequence[str]) -> tuple[str, ...]:

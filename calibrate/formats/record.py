@@ -4,7 +4,7 @@ Importing this module, and making a Format, needs no torch: a Format names schem
 functions that write or load import what they need.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -99,6 +99,12 @@ def any_model(kind: str, config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def no_layers(model: "nn.Module", names: Collection[str]) -> Collection[str]:
+    """Returns no names for any model. Formats that hold every layer in integers have this function as their
+    `kept_float`."""
+    return ()
+
+
 def unchecked(path: Path) -> list[Verdict]:
     """Returns no verdicts for any path. Formats whose files are not checked have this function as their `check`."""
     return []
@@ -128,6 +134,9 @@ class Format:
     | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
     | refusal     | function from the class name and the configuration of a denoiser to the reason why the format      |
     |             | cannot hold it, and what the user can do; None if it can                                           |
+    | kept_float  | function from a denoiser and the names of the layers to become integers to those of them           |
+    |             | that the consumer can only hold as float                                                           |
+    | dtypes      | dtypes in which the consumer runs a denoiser, such as bfloat16; empty: any            |
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
     | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
@@ -151,6 +160,8 @@ class Format:
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
     refusal: Callable[[str, Mapping[str, Any]], str | None] = any_model
+    kept_float: "Callable[[nn.Module, Collection[str]], Collection[str]]" = no_layers
+    dtypes: tuple[str, ...] = ()
     folds: bool = False
     made_biases: bool = True
     is_model: bool = False

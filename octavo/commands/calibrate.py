@@ -11,7 +11,6 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.export import check_model
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -28,7 +27,7 @@ from octavo.pipelines.loras import parse_loras
 
 from ..terminal import Terminal
 from ..words import DENOISER_FORMATS
-from .calibrate_options import CalibrateOptions, formats_of, settings_of
+from .calibrate_options import CalibrateOptions, formats_of, settings_for, settings_of
 from .calibrate_output import show, write
 from .calibrate_several import calibrate_all
 from .captured_model import Captured, casting, check_fingerprint, components_of, origin_of, source_of
@@ -105,7 +104,7 @@ def _calibrate_whole(
     """Calibrates `captured`, a model whose weights are all loaded at once (without --memory). Only the first of `ranks`
     writes OUT, the directory of the checkpoint."""
     model, rerun, origin = _model(captured, options, ranks)
-    check_model(formats_of(options), model)
+    settings = settings_for(options, settings, model)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import planned
-from octavo.calibrate.formats.export import check_model
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
@@ -25,7 +24,7 @@ from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory
 
 from ..terminal import Terminal
-from .calibrate_options import CalibrateOptions, formats_of
+from .calibrate_options import CalibrateOptions, formats_of, settings_for
 from .calibrate_output import write
 from .captured_model import Captured, check_fingerprint, origin_of, source_of
 
@@ -42,7 +41,7 @@ def calibrate_blockwise(
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
     model, cast, origin = _mapped(options, captured)
-    check_model(formats_of(options), model)
+    settings = settings_for(options, settings, model)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     deployed = DTYPES.get(options.dtype or "")
 

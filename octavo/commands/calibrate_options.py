@@ -23,6 +23,8 @@ from ..words import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from octavo.calibrate.settings import Settings
     from octavo.pipelines.family import Family
 
@@ -197,6 +199,17 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove it, or add --activations static.")
     return settings
+
+
+def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
+    """Returns `settings` with the layers of the denoiser `model` that stay float because a format of --format cannot
+    hold them. Raises UsageError if a format cannot hold the denoiser."""
+    from octavo.calibrate.formats.export import check_model, kept_float
+    from octavo.calibrate.part import planned
+
+    formats = formats_of(options)
+    check_model(formats, model, options.dtype)
+    return settings.keeping(kept_float(formats, model, planned(model, settings).quantized))
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:

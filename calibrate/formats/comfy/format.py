@@ -11,7 +11,7 @@ from octavo.capture.files import Modes
 from ...layers.schemes import DYNAMIC
 from ..record import Deployment, Description, Format
 from .check import COMFYUI, check, family_in
-from .names import refusal
+from .names import kept_float, refusal
 from .structure import FILE, INT8, Content, file_in, rotation_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ FORMATS = (
         check=check,
         describe=describe,
         refusal=refusal,
+        kept_float=kept_float,
         folds=True,
         made_biases=False,
     ),

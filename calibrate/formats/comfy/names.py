@@ -4,7 +4,7 @@ Importing this module needs no torch.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -111,14 +111,18 @@ def _rules(title: str) -> tuple[_Rule, ...]:
 
 
 def together(model: "nn.Module") -> list[list[str]]:
-    """Returns the groups of layers of `model` that become one matrix under a native name, such as query, key and value.
-
-    The layers of a group should all be integer layers with the same rotation, or all stay float: otherwise the format
-    writes their matrix in float. [] for a model of a class without native names.
-    """
+    """Returns the groups of layers of `model` that become one matrix under a native name, such as query, key and value;
+    [] for a model of a class without native names."""
     family = FAMILIES.get(type(model).__name__)
     if family is None:
         return []
     rows = native_names(model.state_dict(), family).values()
     names = [[name.removesuffix(".weight") for name in row.names] for row in rows if row.names[0].endswith(".weight")]
     return [group for group in names if len(group) > 1]
+
+
+def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
+    """Returns those of the layers `names` of `model`, which would become integers, that are one matrix together with a
+    layer that stays float."""
+    parted = [group for group in together(model) if not set(group).issubset(names)]
+    return {name for group in parted for name in group if name in names}

@@ -11,7 +11,7 @@ from ...layers.schemes import DYNAMIC, STATIC
 from ..diffusers.directory import MODEL_FILES
 from ..record import Deployment, Description, Format
 from .check import CONSUMER, check, foreign, read_files
-from .rules import DESCRIPTION_FILE, refusal
+from .rules import DESCRIPTION_FILE, kept_float, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,5 +63,7 @@ FORMATS = (
         alone=True,
         made_biases=False,
         refusal=refusal,
+        kept_float=kept_float,
+        dtypes=("bfloat16",),
     ),
 )

@@ -17,12 +17,12 @@ from octavo.capture.files import Modes, create
 from octavo.capture.tensors import Planned
 
 from ...layers.install import all_names
-from ...layers.modules import QuantizedLayer, QuantizedLinear
+from ...layers.modules import QuantizedLayer
 from ...layers.schemes import DYNAMIC, STATIC
 from ..ascend.write import tensors_and_description
 from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, float_parts
-from ..native import NativeModel
+from ..native import NativeModel, linears_in
 from .models import MODELS
 from .rules import DESCRIPTION_FILE, FLOAT, refusal
 
@@ -68,10 +68,7 @@ def _content(
 ) -> tuple[dict[str, Planned], dict[str, str]]:
     """Returns two dicts by name: the tensors to write, and the description. `layers` has the integer layers by all
     their names."""
-    linears = [
-        name for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, (nn.Linear, QuantizedLinear))
-    ]  # fmt: skip
+    linears = linears_in(model)
     integers = native.written(layers, linears)
     held = {name: layer for name, layer in layers.items() if name in integers}
     tensors, description = tensors_and_description(held, model, parameters=parameters)

@@ -9,6 +9,7 @@ from octavo.capture.files import Modes
 
 from ...layers.schemes import DYNAMIC, STATIC, WEIGHT_ONLY
 from ..diffusers.directory import MODEL_FILES, Model, find_method
+from ..native import not_linear
 from ..record import Deployment, Description, Format
 from ..verdict import TORCHAO
 from .check import WEIGHT, check
@@ -55,6 +56,7 @@ FORMATS = (
         find=partial(find_method, method="torchao", folder="torchao"),
         check=check,
         describe=describe,
+        kept_float=not_linear,
         folds=True,
     ),
 )

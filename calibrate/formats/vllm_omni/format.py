@@ -11,7 +11,7 @@ from ...layers.schemes import DYNAMIC
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
 from ..record import Deployment, Description, Format
 from .check import CONSUMER, ON_ASCEND, check, integer_layers
-from .rules import METHOD, refusal
+from .rules import METHOD, kept_float, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -56,5 +56,6 @@ FORMATS = (
         alone=True,
         made_biases=False,
         refusal=refusal,
+        kept_float=kept_float,
     ),
 )

@@ -19,11 +19,11 @@ from octavo.capture.files import Modes
 from octavo.capture.tensors import Planned
 
 from ...layers.install import all_names
-from ...layers.modules import QuantizedLayer, QuantizedLinear
+from ...layers.modules import QuantizedLayer
 from ...layers.schemes import DYNAMIC
 from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, float_parts, linear_tensors
-from ..native import NativeModel
+from ..native import NativeModel, linears_in
 from .models import MODELS
 from .rules import DYNAMIC_WORD, IGNORED, METHOD, SCHEME, SERIALIZED, refusal
 
@@ -51,10 +51,7 @@ def write_vllm_omni(
         raise UsageError(f"format vllm-omni: {reason}")
     check_linears("vllm-omni", layers, (DYNAMIC,), "Use --activations dynamic.")
     native, named = MODELS[kind], all_names(layers, model)
-    linears = [
-        name for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, (nn.Linear, QuantizedLinear))
-    ]  # fmt: skip
+    linears = linears_in(model)
     integers = native.written(named, linears)
     tensors = linear_tensors(layers, model, parameters, partial(_parts, integers))
     quantization = {

@@ -221,6 +221,7 @@ def test_what_the_runtime_cannot_hold_is_refused_in_one_line(tmp_path):
     sd3, qwen = hard(), transformer("QwenImageTransformer2DModel", torch.float16)
     refusal(sd3, {TO_Q: frozen(sd3.get_submodule(TO_Q), "W8A8")}, "never uses it")
     refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A8")}, "Use --dtype bfloat16")
+    qwen = transformer("QwenImageTransformer2DModel", torch.bfloat16)
     refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A16")}, "has the scheme W8A16")
     record = format_named("sglang")
     assert record.refusal("WanTransformer3DModel", {}) is None
