@@ -110,7 +110,7 @@ class Listener(nn.Module):
         if self._directory is not None and not self._stacks:
             fact = "is only written inside a with block"
             raise UsageError(
-                f"{self._directory}: {fact}. Write `with listener:` around the run; put listener.module back after it."
+                f"{self._directory}: {fact}. Write `with listener:` around the run, and then put listener.module back."
             )
         with self._recorder:
             return self.module(*args, **kwargs)

@@ -44,7 +44,8 @@ def weights_of(folder: Path) -> Weights:
     if variant is not None and len(variants) > 1:
         names = sorted(map(str, variants))
         fact = f"holds the variants {', '.join(names)} of the weights, and no weights without a variant"
-        remedy = f"from_pretrained(..., variant='{names[0]}') and save_pretrained of diffusers make a directory of one"
+        make = f"from_pretrained(..., variant='{names[0]}') and save_pretrained of diffusers"
+        remedy = f"Make a directory with one variant by {make}"
         raise UsageError(f"{folder}: {fact}. {remedy}.")
     # where a folder has both an index and a single file, diffusers loads the index, transformers the file
     if variant in index and (of_diffusers or variant not in single):

@@ -182,7 +182,8 @@ class UnitWriter:
         Raises MisfitError if no call was stored.
         """
         if not self._records:
-            raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
+            fact = "has no calls, so it was not written"
+            raise MisfitError(f"unit {self._head['index']}: {fact}. Run the recorded module first.")
         self._flush(keep_last=False)
         body = self._head | {
             "raw_bytes": self.raw_bytes,

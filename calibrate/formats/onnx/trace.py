@@ -121,7 +121,9 @@ def trace(
             failures.append(error)
     else:
         fact = _cause(failures[0])
-        raise MisfitError(f"{type(model).__name__}: torch.onnx cannot export this model ({fact}).") from failures[0]
+        kind = type(model).__name__
+        remedy = "Use the format ascend."
+        raise MisfitError(f"{kind}: torch.onnx cannot export this model ({fact}). {remedy}") from failures[0]
     _check_reached(proto, layers)
     return proto
 

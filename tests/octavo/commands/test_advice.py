@@ -39,6 +39,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.pipelines.images": (CNN,),
     "octavo.pipelines.finite": (GENERATE, COMPARE),
     "octavo.calibrate.plan": (CALIBRATE,),
+    "octavo.calibrate.preparation.synthetic_inputs": (CNN,),
     "octavo.calibrate.replay.sqnr": BOTH,
     "octavo.argument_values": RUNS,
     "octavo.checkpoints": (GENERATE,),
