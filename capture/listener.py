@@ -51,7 +51,7 @@ class _Inputs(Memory):
 
     def add(self, call: Call) -> None:
         if call.args:
-            fact = f"{len(call.args)} positional arguments have no names, which the dicts of `inputs` need"
+            fact = f"{len(call.args)} positional arguments have no names, so the dicts in `inputs` cannot hold them"
             raise UsageError(f"{self._kind}.forward: {fact}. Pass them by name, or give the Listener a directory.")
         super().add(call)
 

@@ -26,6 +26,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.formats.diffusers.write": (CALIBRATE,),
     "octavo.calibrate.formats.export": BOTH,
     "octavo.calibrate.formats.inspect": BOTH,
+    "octavo.calibrate.formats.record": BOTH,
     "octavo.calibrate.formats.target": BOTH,
     "octavo.calibrate.formats.torchao.write": (CALIBRATE,),
     "octavo.calibrate.mixed_precision.sensitivity": (CALIBRATE,),
