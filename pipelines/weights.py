@@ -89,7 +89,7 @@ def check_weights(folder: Path) -> None:
     """
     files = weights_of(folder).files
     if not files and not any(folder.glob("*.safetensors")) and any(f.suffix in _PICKLES for f in folder.iterdir()):
-        raise FileError(f"{folder}: has no safetensors weights, and pickle is not loaded. Convert the weights first.")
+        raise FileError(f"{folder}: no safetensors weights, and pickle is not loaded. Convert the weights first.")
     count_tensors(files)
 
 
