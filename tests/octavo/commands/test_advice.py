@@ -20,6 +20,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.capture.store.directory": (CAPTURE,),
     "octavo.capture.store.layout": (CAPTURE,),
     "octavo.capture.store.reader": (CAPTURE, CALIBRATE),
+    "octavo.capture.store.unit": (CAPTURE,),
     "octavo.capture.store.writer": (CAPTURE,),
     "octavo.calibrate.blockwise.blocks": (CALIBRATE,),
     "octavo.calibrate.blockwise.calibration": (CALIBRATE,),
