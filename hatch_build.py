@@ -34,7 +34,7 @@ TARGETS = {
 
 
 class Kernels(BuildHookInterface):
-    """Puts the library beside its source, and into the wheel."""
+    """Compiles the C library of the kernels, and puts it beside its source and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles the library before a wheel or an editable installation is made, and adds it to the files in
@@ -89,7 +89,7 @@ def _knows(compiler: list[str], flags: str) -> bool:
 
 def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Iterator[list[str]]:
     """Yields the commands that compile the sources, without the name of the output: one command for targets.c, and for
-    each other source a command for each of `targets`, the kinds of processors."""
+    each other source one command for each of `targets`, names of sets of vector instructions."""
     for source in sorted(sources.glob("*.c")):
         if source.name == "targets.c":
             yield [*compiler, *FLAGS.split(), f'-DSOURCE="{digest(sources)}"', "-c", str(source)]

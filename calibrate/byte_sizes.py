@@ -15,7 +15,7 @@ SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 def parse_size(text: str, option: str) -> float:
     """Returns the number of bytes that a text such as 16GiB means. Raises UsageError, naming `option`, unless `text` is
-    a positive number and a unit in UNITS."""
+    a positive number and a unit of UNITS (B, KB, MB, GB, KiB, MiB, GiB)."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UsageError(
@@ -25,8 +25,8 @@ def parse_size(text: str, option: str) -> float:
 
 
 def size(count: float) -> str:
-    """Writes `count` bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
-    allows at least that many bytes."""
+    """Writes `count` bytes as text, such as 1.5GiB, rounded up to a tenth of a unit, so that a user who passes the text
+    as a limit allows at least that many bytes."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
     amount = math.ceil(10 * count / UNITS[unit]) / 10
     return f"{amount:g}{unit}"

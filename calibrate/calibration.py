@@ -46,14 +46,14 @@ def calibrate(
 ) -> Result:
     """Calibrates `model` on `calls`, a function that returns an iterable over all calls each time it is called.
 
-    With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
-    `model` is part of: `trajectory` runs the pipeline and returns the latents, `search` limits the number of runs. Each
-    of `ranks`, the processes that share the work, calls this function with the same arguments and returns what a single
-    process would, except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
+    With `settings.budget`, each layer gets a scheme of its own, chosen by the error of the pipeline's final latents:
+    `trajectory` runs the pipeline that `model` is part of and returns the latents; `search` limits the number of runs.
+    Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
+    except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for settings that do not fit the model; FileError for a module name that a checkpoint cannot hold;
-    MisfitError for no calls or a call that does not fit; NumbersError for NaN or Inf in weights, inputs or outputs, if
-    no layer can become integers, and with `settings.strict` if a layer never ran; DeviceError when memory runs out.
+    Raises UsageError for unfit settings or a budget without `trajectory`; FileError for a module name that no
+    checkpoint can hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or outputs,
+    if no layer can become integers, and with `settings.strict` if one never ran; DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
@@ -134,9 +134,10 @@ def _mixed(
     search: Search,
     work: Work,
 ) -> Mixture:
-    """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
-    returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
-    of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is None."""
+    """Chooses a scheme for each layer within the limits of `settings.budget`, by the error of the final latents that
+    `trajectory` returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from
+    and the number of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is
+    None."""
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(
@@ -147,9 +148,9 @@ def _mixed(
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float. `powers` is a
-    dict from layer name to the signal and noise of the layer's output. Raises UsageError if no layer would be left to
-    quantize."""
+    """Returns the plan in which some more layers stay float: the N layers whose output has the largest mean squared
+    error, where N is `settings.fallback`. `powers` is a dict from layer name to the signal and noise of the layer's
+    output. Raises UsageError if no layer would be left to quantize."""
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
@@ -176,11 +177,11 @@ def calibrate_folded(
     was calibrated: a copy of `model` if batch norms were folded and `changing` is False, otherwise `model` itself.
 
     `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph. A
-    graph may multiply inputs by the reciprocals of their scales. So with `graphs`, and for models with convolutions,
-    scales are chosen for which multiplying by the reciprocal gives the same codes as dividing (layers/reciprocals.py).
+    graph may multiply inputs by 1 / scale instead of dividing them by the scale. With `graphs`, and for models with
+    convolutions, input scales are chosen for which both give the same codes (layers/reciprocals.py).
 
-    The report lists the folded pairs of convolution and batch norm, and its warnings begin with `warnings`. The
-    attribute `example` of the result is the first call.
+    The report lists the folded pairs of convolution and batch norm; its warnings begin with `warnings`. The field
+    `example` of the result is the first call.
 
     Raises the exceptions of `calibrate`, and UsageError if `model` has batch norms and cannot be copied.
     """

@@ -32,10 +32,10 @@ class Observations(NamedTuple):
     """Observations of the layers' inputs, made while the calls were replayed.
 
     `ranges`: a dict from layer name to the ranges of the layer's input, one for each timestep bin. `silent`: the layers
-    that never ran; filled in only for input types without ranges, such as dynamic. `current`: holds the prompt and the
-    noise level of every replayed call. `last`: how many calls and prompts were replayed. `snapshots`: for the learning
-    curve, a dict from the number of calls of the first 1, 2, 4, ... prompts to the `ranges` that these calls alone
-    gave.
+    that never ran, if the input type is one without ranges, such as dynamic; otherwise empty. `current`: holds the
+    prompt and the noise level of every replayed call. `last`: how many calls and prompts were replayed. `snapshots`,
+    for the learning curve: what `ranges` was after the first 1, 2, 4, ... prompts, as a dict from the numbers of calls
+    and prompts (CallCount) to these ranges.
     """
 
     ranges: Ranges

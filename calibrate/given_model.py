@@ -1,4 +1,5 @@
-"""Prepares a caller's model: unwraps and onloads it, and refuses one that is quantized, sharded or has adapters."""
+"""Prepares a caller's model: removes wrappers, loads offloaded weights, and refuses a model that is quantized, sharded
+or has adapters."""
 
 import sys
 from collections.abc import Iterator

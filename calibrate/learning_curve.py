@@ -55,14 +55,14 @@ def learning_curve(
     work: Work,
 ) -> list[dict[str, Any]]:
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
-    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot. A snapshot holds what was observed (ranges,
-    surveys) in the calls of the first 1, 2, 4, ... prompts; `chosen` holds the snapshots.
+    report.json: {calls, prompts, output_sqnr in dB}. There is one row for each of the latest snapshots in `chosen`, at
+    most three. A snapshot holds the ranges and surveys that the calls of the first 1, 2, 4, ... prompts gave.
 
-    For each snapshot, the choices are made from its observations, the layers of `plan` in `model` become integer
-    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last row is for all calls. If all
-    weights are rounded to the nearest, this row is missing: its model would be the result itself, whose SQNR the caller
-    measures. Returns [] where measuring would take too long, and where no choices can be made from fewer calls
-    (`earlier_choices`).
+    For each of these, the choices are made from its ranges and surveys, the layers of `plan` in `model` become integer
+    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. A last row is for all calls, with
+    weights rounded to the nearest. It is missing if the calibration's result itself has such weights, because the
+    caller measures the result. Returns [] where measuring would take too long, and where no choices can be made from
+    fewer calls (`earlier_choices`).
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """
@@ -84,15 +84,16 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns the choices that fewer calibration calls would have given: a dict from number of calls to a dict from
-    layer name to choice. The dict has an entry for each snapshot that the learning curve measures, with choices made
-    only from what was observed in the first 1, 2, 4, ... prompts. One more entry, for all calls, has the choices of
-    `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress display and the ranks that
-    take part.
+    """Returns the choices that fewer calibration calls would have given: a dict from the numbers of calls and prompts
+    (CallCount) to a dict from layer name to choice. The dict has an entry for each snapshot that the learning curve
+    measures, with choices made only from what was observed in the first 1, 2, 4, ... prompts. One more entry, for all
+    calls, has the choices of `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress
+    display and the ranks that take part.
 
     The dict is empty in three cases: choices do not depend on the calls (weight-only); the layers that stay float are
-    picked by their error on all calls (`settings.fallback`); or a snapshot does not hold all ranges, which is so with
-    timestep bins, and with smoothing or a rounding method if the observer is not "minmax".
+    picked by their error on all calls (`settings.fallback`); or a snapshot does not hold all ranges. Ranges are missing
+    with timestep bins; with an observer other than "minmax" they are missing with smoothing and with a rounding
+    method.
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
@@ -109,8 +110,9 @@ def earlier_choices(
 def _choices_at(
     count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """Returns a dict from layer name to the choice that is made from the observations of the first `count` calls alone,
-    which `chosen` holds. `work` holds the progress display and the ranks that take part."""
+    """Returns a dict from layer name to the choice that is made from the observations in the snapshot `count` of
+    `chosen`: from the first `count.calls` calls alone. `work` holds the progress display and the ranks that take
+    part."""
     surveys = dict[str, Survey]()
     if chosen.survey is not None and count in chosen.survey.snapshots:
         surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys

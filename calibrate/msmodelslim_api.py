@@ -52,29 +52,31 @@ class QuantConfig:
     |---------------|----------------------------------------------------------------------------------------------|
     | w_bit, a_bit  | bits of weights and activations; only 8                                                      |
     | w_signed      | whether weights are signed; only True                                                        |
-    | a_signed      | True or False; makes no difference: codes 0 to 255 are int8 codes plus 128, which are        |
-    |               | exported as int8                                                                             |
+    | a_signed      | True or False, without effect: codes are always exported as int8, and unsigned codes, 0 to   |
+    |               | 255, would be the same codes plus 128                                                        |
     | w_sym         | whether weights have no zero point; only True                                                |
     | a_sym         | whether activations have no zero point                                                       |
     | input_shape   | shape of the synthetic inputs used without calib_data, which are distilled from batch norms  |
     | act_quant     | False: only weights become integers (W8A16)                                                  |
-    | act_method    | range of activations. 0 and 1: min-max, with 1 and sigma > 0 limited to mean +- sigma * std; |
-    |               | 2: the range with the smallest squared error over a histogram                                |
-    | quant_mode    | 0 data-free, 1 label-free: with both, calib_data are used, or synthetic inputs of            |
-    |               | input_shape where there are no calib_data                                                    |
+    | act_method    | how the range of an activation is chosen. 0: min-max; 1: min-max, limited to                 |
+    |               | mean +- sigma * std if sigma > 0; 2: least squared error over a histogram                    |
+    | quant_mode    | 0 (data-free) or 1 (label-free), without effect: calib_data are used if there are any,       |
+    |               | otherwise synthetic inputs of input_shape                                                    |
     | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
     |               | general rule (plan.general_reason) quantizes the layers inside repeated blocks, or all       |
     |               | layers of a CNN                                                                              |
     | amp_num       | number of layers that stay float: those whose output has the largest mean squared error      |
-    | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; each |
-    |               | layer takes the best method that is on, or none where rounding to nearest is no worse        |
+    | keep_acc      | the rounding methods to try: dict from 'admm' or 'easy_quant' to [bool, most iterations],    |
+    |               | from 'round_opt' (AdaRound) to bool. Each layer gets the best method whose bool is True, or  |
+    |               | rounding to the nearest where no method is better                                            |
     | sigma         | half width of the range in standard deviations, 0 to 100                                     |
     | device        | the model's device: "cpu", "cuda" or "npu"                                                   |
 
     For a model without batch norms, synthetic inputs are uniform numbers from 0 to 1. The ranges of these numbers fit
     no real inputs, so W8A8 without data is then only good for trying the API.
 
-    Raises UsageError for an invalid value, NotImplementedError for a value of msModelSlim that Octavo does not support.
+    Raises UsageError for an invalid value, NotImplementedError for a value of msModelSlim that Octavo does not
+    support.
     """
 
     w_bit: int = 8
@@ -172,25 +174,26 @@ def _check_keep_acc(methods: Any) -> None:
 
 
 class Calibrator:
-    """Calibrates a model and writes the checkpoint. The caller's model is not changed.
+    """Calibrates a model and writes the checkpoint. Octavo does not change the caller's model.
 
         calibrator = Calibrator(model, QuantConfig(act_method=1, quant_mode=1), calib_data)
         calibrator.run()
         calibrator.export_quant_safetensor("output")
 
-    `calib_data` is a list of calls. A call is a dict of keyword arguments, a list or tuple of positional arguments, or
-    a pair (args, kwargs); it holds the arguments of the model's forward, and no targets such as labels. `calib_data`
-    may also be another iterable, such as a DataLoader that shuffles or augments: the samples of its first pass are kept
-    in memory, up to 1 GiB. Larger data are read again in each pass; if a sample then differs from that of the first
-    pass, `run` raises MisfitError. The calls are not changed. `fuse_module_call_back(model)` is called first, and may
-    change the model. Batch norms that remain are folded into the convolutions before them, in a copy of the model.
+    `calib_data` is a list of calls (samples). A call is a dict of keyword arguments, a list or tuple of positional
+    arguments, or a pair (args, kwargs); it holds the arguments of the model's forward, and no targets such as labels.
+    `calib_data` may also be another iterable, such as a DataLoader that shuffles or augments: the samples of its first
+    pass are kept in memory, up to 1 GiB. Larger data are read again in each pass; if a sample then differs from that of
+    the first pass, `run` raises MisfitError. The calls are not changed. `fuse_module_call_back(model)`, a function of
+    the caller, is called first, and may change the model. Batch norms that remain are folded into the convolutions
+    before them, in a copy of the model.
 
     The model may be inside DataParallel, a Listener or another wrapper of capture/wrappers.py; layers then have the
     names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is
     loaded into memory during calibration. torch's default dtype and device, autocast, inference mode and matmul
     precision do not change the integers.
 
-    Raises UsageError for a configuration that does not fit the model, FileError for data that are not samples,
+    Raises UsageError for a configuration that does not fit the model, FileError for data that are not such calls,
     DeviceError for a device that is missing.
     """
 
@@ -294,9 +297,9 @@ class Calibrator:
         `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
         bias is an input of its Conv or Gemm; otherwise it is added by an Add node, with the same numbers.
 
-        Raises UsageError before `run`; for `input_names` without a name of its own for each input; for a `model_arch`
-        that cannot begin a file name; and for layers that are not static W8A8. Raises MisfitError for a model that
-        torch.onnx cannot export, StorageError for a directory that cannot be written.
+        Raises UsageError before `run`; for `input_names` that do not give each input a name, or give two inputs the
+        same name; for a `model_arch` that cannot begin a file name; and for layers that are not static W8A8. Raises
+        MisfitError for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
         result = self.result
         with opened(self.model):

@@ -124,9 +124,10 @@ def frozen(
     *,
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """Makes every integer layer once, to find those that cannot be made. Returns the plan in which these layers stay
-    float, and so do the layers in `reasons`, a dict from layer name to reason. `choices` has the choice for each layer.
-    Also returns the integer layers by name; without `keep_layers` an empty dict."""
+    """Makes every integer layer once, to find layers that cannot be made; `choices` has the choice for each layer.
+    Returns two results. The first is the plan in which these layers, and the layers of `reasons`, a dict from layer
+    name to reason, stay float. The second is a dict from name to integer layer, which is empty without
+    `keep_layers`."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:

@@ -113,16 +113,16 @@ def make_plan(
 ) -> Plan:
     """Returns the plan for `model`: which layers get the scheme `scheme`, and which stay float for which reason.
 
-    `keep_float`: patterns of layers that the user keeps float. `quantize`: patterns of layers that the user wants
-    quantized although a default keeps them float. Each of these patterns has to match a layer. `defaults`: patterns of
-    layers that stay float by default, with the reason; they need not match. None: the general rule (`general_reason`)
-    and the patterns of `more`. A pattern is the name of a layer or of a module that contains layers, with * and ? as
-    wildcards: `transformer_blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for
-    messages.
+    `keep_float`: patterns of layers that the user keeps float; they win over all others. `quantize`: patterns of layers
+    that are quantized although a default keeps them float. Each of these has to match a layer. `defaults`: patterns of
+    layers that the model's family keeps float, with the reason; they need not match. None, for a model of no family:
+    only layers inside repeated blocks are quantized (`general_reason`), but none that matches a pattern of `more`. A
+    pattern is the name of a layer or of a module that contains layers, with * and ? as wildcards: `blocks.0` matches
+    all layers of that block. `option`: the user's name of `keep_float`, for messages.
 
-    Raises UsageError for a pattern of `keep_float` or `quantize` without a match, for a plan without a quantized layer,
-    for a model whose layers are not plain float layers (`check_model`), and for a model that is itself a layer;
-    FileError for a module name that a checkpoint cannot hold.
+    Raises UsageError for a pattern of `keep_float` or `quantize` without a match, a plan without a quantized layer, a
+    model whose layers are not plain float layers (`check_model`), and a model that is itself a layer; FileError for a
+    module name that a checkpoint cannot hold.
     """
     if (alone := kind_of(model)) is not None:
         raise UsageError(f"model: is a single {KINDS[alone]} layer. Pass torch.nn.Sequential(layer).")
@@ -198,7 +198,7 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """Returns the class in KINDS whose computation `module` has, or None.
+    """Returns the class, nn.Linear or nn.Conv2d (KINDS), whose computation `module` has; None for other computations.
 
     A module of a subclass has that computation unless the subclass overrides it; parametrizations do not override it.
     Returns None for the output projection of nn.MultiheadAttention, because the attention reads the weight without
@@ -230,10 +230,10 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """Decides which layers `make_plan` keeps float, by patterns of layer names: `keep_float` and `quantize` are the
-    user's patterns of layers to keep float or to quantize. `defaults` are the patterns of the model's family, each
-    with its reason. If it is None, the general rule and the patterns of `more`, each with its reason, decide
-    instead."""
+    """The patterns of layer names by which `make_plan` decides which layers stay float. `keep_float` and `quantize` are
+    the user's patterns of layers to keep float or to quantize; the former win. For all other layers, `defaults` decide:
+    the patterns that the model's family keeps float, each with its reason. If `defaults` is None, the general rule
+    (`general_reason`) and the patterns of `more`, each with its reason, decide instead."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]
@@ -255,9 +255,11 @@ def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str])
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists that contain modules.
+    """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists. Members that contain
+    no other modules, such as single layers, are left out.
 
-    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's blocks.
+    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's
+    blocks.
     """
     blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -273,9 +275,10 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
     """Returns the reason why the layer of `entry` stays float under the general rule, for models without defaults of a
     family; None for a layer to be quantized.
 
-    The rule quantizes layers inside repeated blocks, except those that diffusers keeps in a wider dtype and those known
-    to be sensitive to 8 bits; `blocks` are the names of the blocks. In a model without blocks it quantizes all layers
-    except those that the model's class, by diffusers' attributes, keeps in a wider dtype.
+    In a model with repeated blocks, whose names are `blocks`, the rule quantizes only layers inside blocks, and not
+    those that are known to be sensitive to 8 bits. In any model it keeps float the layers that the model's class lists
+    in diffusers' attributes `_skip_layerwise_casting_patterns` and `_keep_in_fp32_modules`. If the class does not have
+    the former, and the model has blocks, diffusers' default patterns apply instead.
     """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"

@@ -43,10 +43,10 @@ def report_of(
 
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
-    | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
-    |             | quantized: weight_scale [smallest, largest], sqnr in dB (null: no error), range, scale,          |
-    |             | zero_point of its input (W8A8_TIMESTEP: one for each bin); smoothed: multiplier [smallest,       |
-    |             | largest]; rotated: rotation, the number of channels in a group                                   |
+    | layers      | a row for each layer: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after |
+    |             | - only if quantized: weight_scale [smallest, largest]; sqnr in dB (null: no error); range, scale |
+    |             | and zero_point of the input, as lists (W8A8_TIMESTEP: a scale for each bin)                      |
+    |             | - only if smoothed: multiplier [smallest, largest]; if rotated: rotation, channels in a group    |
     | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
     |             | 95 % interval output_sqnr_interval [low, high] (null: too few calls); calls: calibration calls;  |
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
@@ -117,17 +117,19 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
     """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search
-    switches groups of layers from float to a scheme together, and measures the error of the pipeline's final latents.
+    switches groups of layers from float to a scheme together, and measures the mean squared error of the pipeline's
+    final latents, called error here.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
-    | layers | trajectory_error: for each scheme, the mean squared error of the final latents with only the layer's  |
-    |        | group switched to the scheme                                                                          |
-    | budget | budget: as the user wrote it; bytes and time (estimated, relative to float): each with float, limit,  |
-    |        | used; schemes: number of layers of each scheme; float: number of float layers; error: mean squared    |
-    |        | error of the final latents: measured, relative (divided by the mean square of the float latents),     |
-    |        | estimated (sum of the groups' errors), before (measured before exchanges); exchanges: how many times  |
-    |        | one or two groups got another scheme because that lowered the error; groups; runs of the pipeline     |
+    | layers | trajectory_error: dict from scheme to the error with only the layer's group switched to the scheme    |
+    | budget | a dict with these keys:                                                                               |
+    |        | - budget: as the user wrote it; groups, runs: numbers of groups and of runs of the pipeline           |
+    |        | - bytes, time (estimated; 1 for all float): dicts of float (all layers float), limit, used            |
+    |        | - schemes: dict from scheme to number of layers; float: number of float layers                        |
+    |        | - error: dict of measured, relative (measured / mean square of the float latents), estimated (sum of  |
+    |        | the groups' errors), before (measured before exchanges)                                               |
+    |        | - exchanges: how many times one or two groups got another scheme because that lowered the error       |
     """
     errors = mixture.errors
     rows = [
@@ -137,8 +139,8 @@ def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
 
 
 def warnings_of(plan: Plan) -> list[str]:
-    """Returns the warnings of a plan, one line each: for hooks on all modules, for each layer that cannot be quantized,
-    and for each reason why layers have no integer form."""
+    """Returns the warnings of a plan, one line each: one if torch has hooks that run around every module, one for each
+    layer that could not be quantized, and one for each reason why layers have no integer form."""
     lines = list(filter(None, [hooks_on_all_modules()]))
     for entry in plan.entries:
         if entry.forced:

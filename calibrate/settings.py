@@ -24,8 +24,8 @@ ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a calibration. The comment behind each field describes it; docs/accuracy.md says how much
-    accuracy it brings."""
+    """The settings of a calibration. The comment behind each field describes the field; docs/accuracy.md says how much
+    accuracy each setting brings."""
 
     observer: str = "minmax"  # how ranges are observed: a name of OBSERVERS
     sigma: float = 25.0  # for observer "sigma": half width of the range in standard deviations; 0: minimum and maximum
@@ -71,9 +71,9 @@ class Settings:
                 raise UsageError(f"budget: {fact}. Use static activations, or no budget.")
 
     def measured(self, count: int) -> int:
-        """Returns on how many of `count` calls the SQNR is measured: on all of them if `fallback` picks the layers that
-        stay float by their output error, otherwise on `sqnr_calls`, or MEASURED if that is None. These
-        two may be more than `count`; then all calls are measured."""
+        """Returns on how many of `count` calls the SQNR is measured. All of them, if `fallback` picks the layers that
+        stay float by their output error; otherwise `sqnr_calls`, or MEASURED (16) if that is None. A number above
+        `count` means all calls."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
@@ -96,7 +96,7 @@ class Settings:
 
     @property
     def method(self) -> Method:
-        """The rounding methods and the bias correction."""
+        """The rounding methods and the bias correction that these settings ask for."""
         weights = tuple(word for word in self.weights if word != NEAREST)
         return Method(weights, self.iterations, self.bias_correction)
 
@@ -132,7 +132,7 @@ class Settings:
 
     @property
     def rotations(self) -> tuple[int, ...]:
-        """The numbers of channels in a group that a rotation may mix; empty: no input is rotated."""
+        """The sizes of the groups of channels that a rotation may mix, such as 16 or 64; empty: no input is rotated."""
         return ROTATION[self.rotation]
 
     @property

@@ -1,5 +1,5 @@
-"""Sets torch's global state (default dtype and device, autocast, precision): for calibration to torch's initial state,
-for the model's forward to the defaults that the caller had set."""
+"""Sets torch's global state: default dtype and device, autocast, precision. Calibration runs in torch's initial state;
+the model's forward runs with the default dtype and device that the caller had set."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -13,8 +13,9 @@ TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio
 def noise_level(arguments: Mapping[str, Any]) -> float | None:
     """Returns the noise level of a call, None if it has none. `arguments` maps names of arguments to values.
 
-    The noise level is the first of TIME_ARGUMENTS that is a number or a tensor of numbers. A tensor has a noise level
-    for each sample of the batch or each token; the largest is returned.
+    The noise level is the first of the arguments timestep, timesteps, t, time, sigma, timestep_ratio and r
+    (TIME_ARGUMENTS) that is a number or a tensor of numbers. A tensor has a noise level for each sample of the batch or
+    each token; the largest is returned.
     """
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)

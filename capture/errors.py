@@ -42,9 +42,9 @@ class FileError(OctavoError):
 class Unstorable(FileError):
     """Reports an argument of a call that a capture cannot store.
 
-    `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids". The
-    argument `fact` says why it cannot be stored; the attribute `fact` says both where and why. `name` is the name of
-    the argument, None if it is positional.
+    Parameters: `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids";
+    `fact` says why it cannot be stored. Attributes: `fact` is the text of all three; `name` is the name of the call's
+    argument, None if it is positional.
     """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:

@@ -110,7 +110,7 @@ class OutputFile:
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates the file `path` in a temporary (staging) directory, and yields it for the `with` block to write.
+    """Creates the file `path`, in a temporary (staging) directory, and yields it for the `with` block to write.
 
     When the block ends, sets the file's mode to `mode` and syncs the file to disk. Raises StorageError if the file
     exists, or if it cannot be written.
@@ -259,7 +259,7 @@ def _make_staging(path: Path, descriptors: list[int]) -> bool:
 
 @cache
 def _kernel() -> str:
-    """Returns eight hexadecimal digits that identify the running kernel; only its processes see each other's locks."""
+    """Returns eight hexadecimal digits for the running kernel: only its own processes see each other's locks."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # containers of a machine share it
     except OSError:
@@ -292,8 +292,9 @@ def _clean_abandoned(directory: Path) -> None:
 def _is_removable(path: Path) -> bool:
     """Returns whether the staging directory `path` may be removed, because its process has surely or probably ended.
 
-    The process ran on another machine, or on this machine before the last reboot. Returns True if the directory is on
-    a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
+    Only for a directory whose process ran on another machine, or on this one before the last reboot. Returns True if
+    the directory is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED
+    seconds.
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0

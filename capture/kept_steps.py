@@ -11,7 +11,7 @@ class KeepRule:
     """A rule that says which steps of a run are stored: all, every:N or spread:N.
 
     every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last. `kind` is
-    the rule's word without the N, which is `number`.
+    the word before the colon, and `number` is N.
     """
 
     kind: str
@@ -43,9 +43,10 @@ class KeptSteps:
     """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
-    run as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
-    requires, and the run has to be repeated. `announced` is called when the first run first calls the denoiser; it
-    returns the number of steps that the pipeline itself reports, or None. Steps without a recorded call do not count.
+    run as many as the run before. `announced` is called when the first run first calls the denoiser; if it returns the
+    number of steps that the pipeline itself reports, and not None, this number replaces `expected`. If `miscounted`
+    returns True at the end of a run, other steps were stored than `rule` requires, and the run has to be repeated.
+    Steps without a recorded call do not count.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:

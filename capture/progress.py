@@ -11,7 +11,8 @@ EVERY = 30.0  # least seconds between two reports, so that an hour adds at most 
 class Report(Protocol):
     """A function that shows the progress of the task `label`.
 
-    `done` of `total` items are done (None if their number is unknown); `remaining` is the estimate of the seconds left.
+    `done` of `total` items are done; `total` is None if unknown. `remaining` is the estimate of the seconds left, or
+    None.
     """
 
     def __call__(self, label: str, done: int, total: int | None, remaining: float | None, /) -> None: ...
@@ -34,11 +35,11 @@ class Reports:
             yield item
 
     def due(self, label: str, done: int, total: int | None, began: float, share: float) -> None:
-        """Reports the progress of the work `label`, of which `done` of `total` items are finished, if the last report
+        """Reports the progress of the task `label`, of which `done` of `total` items are finished, if the last report
         was at least `every` seconds ago.
 
-        `share`, 0 to 1, is how much of the work was done since `began` (time.monotonic). The estimate of the seconds
-        left follows from `share` and `began`.
+        `share`, 0 to 1, is the part of the task that was done since `began` (time.monotonic). The estimate of the
+        seconds left follows from `share` and `began`.
         """
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -47,8 +48,9 @@ class Reports:
 
 
 def line(label: str, done: int, total: int | None, remaining: float | None) -> str:
-    """Formats a report as text: what `label` names, how many of `total` are `done`, and the `remaining` seconds, such
-    as "freeze: 12 of 48, about 3 min 10 s left"."""
+    """Formats a report as text, such as "freeze: 12 of 48, about 3 min 10 s left": the task `label`, how many of its
+    `total` items are `done`, and the `remaining` seconds. `total` and `remaining` are None if unknown, and then left
+    out."""
     count = f"{done} of {total}" if total is not None else f"{done} done"
     return f"{label}: {count}" + ("" if remaining is None else f", about {duration(remaining)} left")
 

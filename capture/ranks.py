@@ -84,7 +84,7 @@ class Ranks:
         """
 
     def count(self, name: str, by: int = 0) -> int:
-        """Adds `by` to the counter `name`, which all ranks share, and returns its value.
+        """Adds `by` to the counter `name`, which all ranks share, and returns the new value of the counter.
 
         Unlike the collective methods, one rank alone may call it, at any time. If another rank has failed, raises an
         error with the exit code of that rank.

@@ -35,7 +35,7 @@ class Memory:
 
 
 def copied(value: Any) -> Any:
-    """Returns a copy of `value`: clones every tensor, outside inference mode, and copies every container."""
+    """Returns a copy of `value`: copies every container, and clones every tensor, as if outside of inference mode."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
@@ -202,7 +202,7 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """Records the running call with positional arguments, unless it was recorded already; a forward hook."""
+        """As a forward hook, records the running call with positional arguments, unless it was recorded already."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

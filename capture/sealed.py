@@ -99,7 +99,7 @@ def digest_of(data: bytes) -> str:
 
 
 def canonical(body: Any) -> bytes:
-    """Returns `body` as canonical JSON, so that equal values always give the same bytes.
+    """Returns `body` as canonical JSON (sorted keys, no spaces), so that equal values always give the same bytes.
 
     Raises UsageError for text that UTF-8 cannot encode, such as a file name in another encoding.
     """

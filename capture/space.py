@@ -10,7 +10,7 @@ from .progress import size
 
 
 def existing_parent(target: Path) -> Path:
-    """Returns the nearest existing directory above `target`."""
+    """Returns the nearest existing directory above `target`; never `target` itself."""
     parent = target.parent
     while not parent.exists():
         parent = parent.parent

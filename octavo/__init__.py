@@ -1,7 +1,8 @@
 """Octavo quantizes diffusion pipelines from floating point to 8-bit integers.
 
 The public names load on first use, so that importing the package stays cheap. After `import octavo`, diffusers loads
-Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `diffusers_registration`.
+the checkpoints that Octavo writes in the format `diffusers`, as in
+`SD3Transformer2DModel.from_pretrained("checkpoint")`; see `diffusers_registration`.
 """
 
 from importlib import import_module

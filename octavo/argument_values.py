@@ -1,8 +1,8 @@
 """Reads the VALUE of --arg NAME=VALUE: JSON, a picture, the tensors in a file, or a text.
 
-The NAME decides whether a text is the path of a file. Arguments such as image, mask_image and control_video take
-pictures; arguments such as prompt_embeds and latents take tensors. For any other NAME, a text without quotes is the
-path of a picture or of tensors if its ending says so, and a plain text otherwise.
+For a NAME such as image, mask_image or control_video, a text is the path of a picture. For a NAME such as prompt_embeds
+or latents, a text is the path of a file of tensors. For any other NAME the ending decides: a text without quotes is a
+path if it ends like the name of a picture or of a file of tensors; every other text stays a text.
 """
 
 import json
@@ -28,11 +28,11 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def parse_argument(text: str) -> tuple[str, Any]:
-    """Returns the name and the value in `text`, which has the form NAME=VALUE. The value of a JSON list of paths is a
-    list of pictures or tensors.
+    """Returns the name and the value in `text`, which has the form NAME=VALUE. The value is a JSON value, a text, a
+    picture, a list of frames or a tensor; for a JSON list of paths it is a list of pictures or tensors.
 
-    Raises UsageError for a text of another form, for a VALUE that looks like JSON but is not valid, and for a file that
-    does not exist or has a URL as its path; FileError for a file that cannot be read.
+    Raises UsageError for a text of another form, for a VALUE that looks like JSON but is not valid, for the path of a
+    file that does not exist, and for a URL instead of a path; FileError for a file that cannot be read.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -48,8 +48,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
 
 
 def _refuse_misspelt(name: str, value: str) -> None:
-    """Raises UsageError if `value`, given to the argument `name`, is probably meant as JSON, but would reach the
-    pipeline as a text."""
+    """Raises UsageError if `value`, given to the argument `name`, is not JSON but probably meant as JSON, such as True,
+    +1 or [1, 2. Otherwise it would reach the pipeline as a text."""
     word = value.strip()
     if word in ("True", "False", "None"):
         word_in_json = "null" if word == "None" else word.lower()
@@ -97,8 +97,8 @@ def _read_picture(path: Path, name: str) -> Any:
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
     """Reads the tensor called `name` from the file at `path`, or the only tensor of the file, whatever its name. Raises
-    UsageError if there is no such file of tensors, FileError if the file holds several tensors and none is called
-    `name`."""
+    UsageError if there is no file, or if its ending is not .safetensors, .npy, .pt, .pth or .bin; FileError if the file
+    is damaged, or if it holds several tensors and none is called `name`."""
     if not path.exists():
         raise UsageError(f"{path}: no such file. Correct the path of the tensors.")
     if path.suffix.lower() not in _FILES or not path.is_file():

@@ -1,6 +1,6 @@
 """Loads the checkpoints of quantized denoisers into the float pipeline that they were calibrated in."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from octavo.capture.fingerprint import Origin
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_denoiser, load_pipeline, mapped_denoiser, model_directory
+from octavo.pipelines.loras import Lora, parse_loras
 
 # largest relative difference of two float tensors that count as equal: rounding to bfloat16, the coarsest dtype of a
 # model, changes a value by at most 2^-8
@@ -37,8 +38,8 @@ class Deployed(NamedTuple):
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
     integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
     report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
-    for the page of a comparison. If `module` joins several denoisers, `roots` are their names inside it; otherwise
-    the only name is "", for `module` itself.
+    for the page of a comparison. `roots` is ("",) for one denoiser. For several, `module` is a container of them,
+    `component` names all, and `roots` has the name of each inside the container.
     """
 
     component: str
@@ -59,9 +60,9 @@ class Deployed(NamedTuple):
 def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
-    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. Raises
-    UsageError if only another library, such as torchao, can load the checkpoint; `remedy`, if given, is the advice at
-    the end of the message.
+    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. If
+    `out` holds files of neither kind, returns the format `ascend`. Raises UsageError if only another library, such as
+    torchao, can load the checkpoint; `remedy`, if given, is the advice at the end of the message.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -166,11 +167,11 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
 
 
 def _difference(module: nn.Module, other: nn.Module) -> str | None:
-    """Returns how the float `module` differs from the float model that `other` was quantized from, or None if they
-    agree.
+    """Returns a text that says how the float `module` differs from the float model that `other` was quantized from: in
+    class, in the shape of a tensor, or in all values. Returns None if they agree.
 
     Export may have folded smoothing factors into float layers and norms of `other`. So some float parameters may
-    differ; the models agree if at least one has the same values in both.
+    differ: the values agree if at least one float parameter of `module` is equal, up to rounding, to that of `other`.
     """
     if type(module) is not type(other):
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
@@ -187,7 +188,7 @@ def _difference(module: nn.Module, other: nn.Module) -> str | None:
 
 
 def wrong_model(out: Path, fact: str) -> OctavoError:
-    """Returns the error for a checkpoint at `out` that was made from another model; `fact` is what differs."""
+    """Returns the MisfitError for a checkpoint at `out` that was made from another model; `fact` says what differs."""
     return MisfitError(f"{out}: was made from another model ({fact}). Give the MODEL that was captured.")
 
 
@@ -264,11 +265,11 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def checkpoints_at(directory: Path) -> dict[str, Path]:
-    """Returns the checkpoints at `directory` as a dict from the name of the denoiser that each replaces to its path:
-    `directory` itself, if it is a checkpoint, otherwise the checkpoints in its direct subfolders. Returns {} for a
-    pipeline.
+    """Returns the checkpoints at `directory` as a dict from the name of a denoiser to the path of its checkpoint. If
+    `directory` itself is a checkpoint, it is the only one in the dict. Otherwise the dict holds the checkpoints in the
+    direct subfolders. Returns {} for a pipeline.
 
-    Raises UsageError if two checkpoints replace the same denoiser.
+    Raises UsageError if two checkpoints are of the same denoiser.
     """
     if is_checkpoint(directory):
         return {read_report(directory).get("component") or "transformer": directory}
@@ -304,6 +305,7 @@ def open_pipeline(
     *,
     dtype: torch.dtype | None,
     device: torch.device,
+    loras: Sequence[Lora] = (),
     **options: Any,
 ) -> Any:
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
@@ -311,9 +313,10 @@ def open_pipeline(
     ones.
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
-    are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a
-    checkpoint that does not name its model, and if `source` is a pipeline but `model` or `component` is not None;
-    MisfitError for a checkpoint of another model; FileError for damaged files.
+    are those of the float pipeline; `loras` are added to its weights. `options` are further arguments of
+    `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, if `source` is a pipeline but
+    `model` or `component` is not None, and if `source` is a checkpoint and there are `loras`; MisfitError for a
+    checkpoint of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -322,7 +325,10 @@ def open_pipeline(
             raise UsageError(
                 f"{source}: is a pipeline, but --model and --component only work with a checkpoint. Remove them."
             )
-        return load_pipeline(directory, dtype=dtype, device=device, **options)
+        return load_pipeline(directory, dtype=dtype, device=device, loras=loras, **options)
+    if loras:
+        fact = "cannot be added to integers"
+        raise UsageError(f"LoRA {loras[0]}: {fact}. Give it to octavo capture with --lora, and calibrate again.")
     if component is not None:
         places = {component: chosen_place(directory, places, component)}
     model = model or next(filter(None, (read_report(place).get("model") for place in places.values())), None)
@@ -334,23 +340,35 @@ def open_pipeline(
 def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
-    of a denoiser to the path of its checkpoint, in place of the float ones, in `dtype` on `device`. `options` are
-    further arguments of `load_pipeline`."""
+    """Loads the float pipeline in the directory `model` and replaces some of its denoisers by quantized ones. `places`
+    is a dict from the name of a denoiser to the path of its checkpoint. The pipeline is loaded in `dtype` (None: a
+    dtype that suits the device and the checkpoints) on `device`. `options` are further arguments of `load_pipeline`."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":
         dtype = torch.float32  # 16-bit floats are slow on a CPU
-    for name in models:
+    loras = loras_of(places.values())
+    for name in models if not loras else ():
         _check_stored_origin(places[name], model, name, **options)
     loaded: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
     dtype = dtype or next((denoiser.dtype for denoiser in loaded.values()), None)
-    pipe = load_pipeline(model, dtype=dtype, device=device, given=loaded, **options)
+    given = {} if loras else loaded
+    pipe = load_pipeline(model, dtype=dtype, device=device, given=given, loras=loras, **options)
+    if loras:  # they are added to a float denoiser before the quantized one takes its place
+        for name in models:
+            matching_origin(places[name], denoisers(pipe, (name,)))
+        pipe.register_modules(**{name: module.to(device) for name, module in loaded.items()})
     for name, record in records.items():
         if record.read is not None:
             module = matching_origin(places[name], denoisers(pipe, (name,)))[name]
             _install_layers(module, places[name], record.read(places[name]))
     return pipe
+
+
+def loras_of(places: Iterable[Path]) -> list[Lora]:
+    """Returns the LoRAs that were added to the float model of the checkpoints at `places` before it was calibrated,
+    from their reports. Raises UsageError for a LoRA file that does not exist."""
+    return parse_loras(next(filter(None, (read_report(place).get("loras") for place in places)), []))
 
 
 def _install_layers(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:

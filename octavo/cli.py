@@ -74,9 +74,9 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def error_of_all(ranks: Ranks) -> Iterator[None]:
-    """Handles an error that each of `ranks`, the processes of a run, meets, such as a wrong option. When the body of
-    `with` raises an OctavoError, the first process of the machine raises it again; the others exit with its exit code
-    and print nothing."""
+    """Handles an OctavoError that all `ranks`, the processes of a run, meet in the body of `with`, such as one for a
+    wrong option. The first process of each machine raises it again; the other processes exit with its exit code and
+    print nothing."""
     try:
         yield
     except OctavoError as error:

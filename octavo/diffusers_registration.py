@@ -28,10 +28,10 @@ def register_with_diffusers() -> None:
 
 
 def enter() -> None:
-    """Imports Octavo's quantizer, whose last lines register it in the tables of `diffusers.quantizers.auto`.
+    """Imports Octavo's quantizer, whose last lines register it in the dicts of `diffusers.quantizers.auto`.
 
-    If importing the quantizer has imported diffusers, which then calls this function, the quantizer is half imported.
-    Then the import here does nothing, and the quantizer registers itself when its own import ends.
+    The import does nothing if the quantizer is being imported at the moment: it imports diffusers, and the import of
+    diffusers calls this function. The quantizer then registers itself when its own import ends.
     """
     import_module(_QUANTIZER)
 

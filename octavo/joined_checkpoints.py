@@ -14,11 +14,12 @@ from .checkpoints import Deployed, checkpoints_at, chosen_place, is_checkpoint, 
 
 
 def places_in(out: Path, component: str | None) -> list[Path]:
-    """Returns the paths of the checkpoints to load: `out` itself if it is a checkpoint, otherwise those in its direct
-    subfolders, one for each denoiser. If there is no checkpoint, returns [`out`]; loading `out` then raises the error.
+    """Returns the paths of the checkpoints to load: `out` itself if it is a checkpoint, otherwise the checkpoints in
+    its direct subfolders, one for each denoiser. Without any checkpoint, returns [`out`], so that loading it raises the
+    error.
 
-    If `component` is given and there are several checkpoints in subfolders, returns only that of this denoiser. Raises
-    UsageError if there are several and none is of `component`, or if two are of the same denoiser.
+    If `component` is given, and the subfolders hold several checkpoints, returns only that of this denoiser. Raises
+    UsageError if none of several checkpoints is of `component`, or if two are of the same denoiser.
     """
     if is_checkpoint(out):
         return [out]
@@ -29,8 +30,8 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
-    """Loads the checkpoints at `places` on `device`, pairs them with the denoisers of `pipe` that they were made from,
-    and joins the pairs into one `Deployed`. If there are several, the names of modules and layers in the `Deployed`
+    """Loads the checkpoints at `places` on `device`, pairs each with the denoiser of `pipe` that it was made from, and
+    joins the pairs into one `Deployed`. If there are several pairs, the names of modules and layers in the `Deployed`
     begin with the name of their denoiser. If `component` is not None, every checkpoint is paired with this denoiser.
 
     Raises FileError for damaged files and for two checkpoints of the same denoiser, MisfitError for a checkpoint that
@@ -68,8 +69,9 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Joins the `totals` in the reports of several checkpoints, `parts`: adds numbers and bytes, and takes the lowest
-    output SQNR. The confidence interval of the SQNR becomes None."""
+    """Returns one dict `totals` for the `totals` in the reports of `parts`, several checkpoints. For the output SQNR it
+    has the lowest value, for every other number, such as a count of layers or bytes, the sum, and None for the
+    confidence interval of the SQNR."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

@@ -25,6 +25,7 @@ PROMPTS = (
 DEVICES = "Device: auto, cpu, cuda or npu; cuda:1 is the second of several."
 TRUST = "Run the Python files in the model directory. Read them first."
 READABLE = "Let the group read the files: modes 0440, 0640 and 0750 instead of 0400, 0600 and 0700."
+LORA = "Add this LoRA, times SCALE (1 if not given), to the weights; may be repeated."
 OFFLOAD = "Keep only the component that is running on the device, the others in main memory."
 
 

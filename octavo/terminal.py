@@ -68,8 +68,9 @@ def interruptible(launched: bool = False) -> Iterator[None]:
 
 @contextmanager
 def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
-    """Ends the process when an exception leaves the body of `with`: prints one line on stderr and exits with the
-    exception's exit code. With `debug` the exception is raised instead, so that Python prints a traceback.
+    """Ends the process when an exception leaves the body of `with`: prints one line on stderr, and exits with the
+    `exit_code` of an OctavoError, or 1 for another exception. With `debug` the exception is raised instead, so that
+    Python prints a traceback.
 
     If several processes (`ranks`) run, only the first process that fails prints its error, and all exit with its exit
     code.
@@ -168,8 +169,8 @@ def pipes() -> Iterator[None]:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Ends the process if the body of `with`, in which click parses arguments and prints help, cannot write to stdout:
-    prints one line on stderr, and exits with the exit code of StorageError."""
+    """Handles a failure to write to stdout while click parses arguments and prints help, in the body of `with`. Prints
+    one line on stderr, and ends the process with the exit code of StorageError."""
     try:
         yield
     except BrokenPipeError:
@@ -263,8 +264,8 @@ class Terminal:
         over the `steps` of a prompt.
 
         Yields a function that moves the bars; its arguments are the number of finished prompts, and the number of
-        finished steps of the current prompt. If stderr is no terminal, a line is printed about every 30 seconds
-        instead; with --json, an event on stdout.
+        finished steps of the current prompt. Without a terminal, a line about every 30 seconds on stderr replaces the
+        bars; with --json, an event as often on stdout does.
         """
         if self.quiet:
             yield lambda prompt, step: None

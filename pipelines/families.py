@@ -1,8 +1,9 @@
 """Lists Octavo's defaults for diffusers' own pipelines: more layers that stay float, and the smoothing groups.
 
-A smoothing group is layers that share an input, with what produces that input and can be divided by their factors. By
-the general rule in calibrate/plan.py, the layers that a model class itself lists stay float. An entry here adds layers
-that another tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
+A smoothing group names layers that share an input, and the weights that produce this input, into which the smoothing
+factors of the layers can be folded. Some layers stay float in every pipeline (`general_reason` in calibrate/plan.py),
+such as those that a model class itself keeps in float32. An entry here adds layers for one kind of pipeline, with the
+reason: another tool, which is named, keeps them float, or 8 bits lower the quality too much (python -m bench.models).
 """
 
 from collections.abc import Iterator

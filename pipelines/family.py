@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 class Fold(NamedTuple):
     """Names rows of a weight into which the smoothing factors of a group can be folded.
 
-    The rows begin at number `start` of `target`, a Linear, a norm or a flattened parameter. There are as many rows as
-    channels in the group's input, and each row produces one channel: dividing the row by a factor divides the channel.
-    With `plus_one` the rows produce the scale of a modulation, which the model applies as 1 + scale.
+    The rows begin at number `start` of `target`, a Linear, a norm or a flattened parameter. Each row produces one
+    channel of the group's input, so dividing a row by a factor divides the channel. With `plus_one` the rows produce a
+    value t that the model applies as 1 + t, the scale of a modulation. Then the fold changes t to (1 + t) / factor - 1,
+    so that the 1 is divided too.
     """
 
     target: str
@@ -35,9 +36,10 @@ class Family:
     pipelines    prefixes of the names of the pipeline classes
     models       names of the model in the config.json of a folder that holds only the denoiser
     defaults     arguments of the pipeline's call
-    keep_float   dict from a pattern of layer names to the reason why these layers stay float; None: the general rule in
-                 calibrate/plan.py decides
-    more_float   such a dict of layers that stay float in addition to those of the general rule
+    keep_float   dict from a pattern of layer names to the reason why these layers stay float; all others are quantized.
+                 None: layers inside blocks are quantized, except those known to be sensitive to 8 bits
+                 (`general_reason` in calibrate/plan.py)
+    more_float   dict like `keep_float`, of further layers that stay float; only used if `keep_float` is None
     load         loads the pipeline, given its directory, a dtype and the folder of a text encoder; None: diffusers does
     groups       returns the smoothing groups of a denoiser
     """

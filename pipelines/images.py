@@ -34,7 +34,8 @@ class Preprocessing:
     """Preprocesses pictures with `processor`, an image processor of transformers. The model takes `channels` channels:
     3 for RGB, 1 for grey.
 
-    Without a processor, pictures are resized to `size` (height, width) in pixels unless it is None, and scaled to 0..1.
+    Without a processor, pictures are resized to `size`, (height, width) in pixels, or keep their size if `size` is
+    None; their values are scaled to 0..1.
     """
 
     channels: int = 3

@@ -87,7 +87,8 @@ def _check_directory(directory: Path) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """Returns a sentence that names the directory to give instead of `directory`, which is not a pipeline."""
+    """Returns advice for a `directory` that is not a pipeline: which directory to give instead, such as the parent of a
+    component's folder, or how to make a pipeline of a model in a single file."""
     inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
     if (directory.parent / "model_index.json").is_file():
         return f"It holds one component of a pipeline. Give {directory.parent}."
@@ -112,11 +113,11 @@ def _from_one_file(file: Path) -> str:
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """Returns the family (defaults for one kind of pipeline) called `name`; if it is None, the family of the model in
-    `directory`.
+    """Returns the family (defaults for one kind of pipeline) called `name`. If `name` is None, returns the family of
+    the model in `directory`, known by the class that its model_index.json or config.json names; GENERIC if no family
+    fits.
 
-    The class that model_index.json or config.json names decides. Raises UsageError for a missing directory, FileError
-    for a directory without a pipeline and for damaged files.
+    Raises UsageError for a missing directory, FileError for a directory without a pipeline and for damaged files.
     """
     _check_directory(directory)
     if name is not None:

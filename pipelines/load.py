@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .files import DEMO_INT8 as DEMO_INT8
 from .files import model_directory as model_directory
 from .files import read_config, read_json
 from .inspection import Component, components_in, family_at, inspect_model
+from .loras import Lora, fuse_loras
 from .weights import stored_dtype, weights_of
 
 log = logging.getLogger(__name__)
@@ -73,19 +74,19 @@ def load_pipeline(
     strict: bool = False,
     trust_remote_code: bool = False,
     given: Mapping[str, nn.Module] | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Any:
-    """Loads the pipeline in a directory, in eval mode; downloads nothing, opens no pickle.
+    """Loads the pipeline in `directory`, in eval mode; downloads nothing, opens no pickle.
 
-    `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
-    name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
-    the text encoder. With `trust_remote_code`, code in the directory may run. With `offload` a component moves to
-    `device` only when it runs. The modules in `given` replace the components of the same names. Raises UsageError for a
-    missing directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code
-    or pickle weights; MisfitError for weights that are missing or have the wrong shape (with `strict` also for surplus
-    weights); NumbersError for NaN or infinity.
+    `device` None: the CPU. `dtype` None: float32 on a CPU, else the dtype of the stored weights. `family` None: the
+    family that the files name. A family with a loader of its own can also load a folder of only the denoiser; that
+    loader takes `text_encoder`, the folder of the text encoder. `trust_remote_code`: code in `directory` may run.
+    `offload`: a component is on `device` only while it runs. The modules in `given` replace the components of the same
+    names. `loras` are added to the weights. Raises UsageError for a missing directory or an unknown component;
+    FileError for a directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights
+    that are missing or have the wrong shape, with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
-    device = device or torch.device("cpu")
-    family = family or family_at(directory)
+    device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:
         if (directory / "model_index.json").is_file():
             inspect_model(directory, trust_remote_code)
@@ -95,6 +96,7 @@ def load_pipeline(
     else:
         pipe = _load_diffusers(directory, dtype, device, strict, trust_remote_code, given or {})
     pipe.set_progress_bar_config(disable=True)
+    fuse_loras(pipe, loras)
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
     if not offload or device.type == "cpu":
@@ -111,12 +113,12 @@ def mapped_denoiser(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
-    If `family` has a loader of its own, that loader loads the denoiser instead. With `trust_remote_code`, code in the
-    directory may run.
+    """Loads only the denoiser `component` of the pipeline in `directory`. The weights are memory-mapped: a weight is
+    read from its file when it is used. If `family` has a loader of its own, that loader loads the denoiser, in the
+    stored dtype. With `trust_remote_code`, code in the directory may run.
 
-    Weights stored in the dtype of the first weight keep it. Weights in another dtype are read into memory and cast to
-    `dtype`, or to the dtype of the first weight if `dtype` is None.
+    Only weights in the dtype of the first stored float weight can be mapped. Weights in another dtype are read into
+    memory and cast to `dtype`; None: to the dtype of the first weight.
 
     Raises UsageError for a missing directory or a component without a folder, FileError for damaged files, custom code
     or pickle weights, MisfitError for missing or misshapen weights.
@@ -138,8 +140,8 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Replaces each tensor of `module` that has the dtype `stored`, but another dtype in the files in `folder`, by a
-    copy in `dtype`."""
+    """Reads some tensors of `module` again from the files in `folder`, and casts them to `dtype`: those that have the
+    dtype `stored` only because loading cast them to it."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:
@@ -205,7 +207,8 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """Returns the class of a component if it is a model of diffusers, of one of its pipelines, or of transformers.
+    """Returns the class of a component if it is a model class of transformers, of diffusers, or of a module of one of
+    its pipelines.
 
     Returns None for any other component, such as a tokenizer.
     """
@@ -308,7 +311,7 @@ def _finite(tensor: torch.Tensor) -> bool:
 def one_line(error: BaseException) -> str:
     """Returns the first sentence of a library's error message, cut to 300 characters.
 
-    A missing key or index is shown with the class of its error, because the message is only the key.
+    The message of a KeyError is only the key, so the class of a KeyError or IndexError is put before the message.
     """
     kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
     return kind + first_sentence(error)[:300]

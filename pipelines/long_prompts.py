@@ -31,8 +31,8 @@ def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) 
 
 
 def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
-    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts texts at this
-    limit.
+    """Returns a dict from a limit in tokens to the name of a tokenizer that cuts texts at this limit, and the
+    tokenizer. If several tokenizers of `pipe` have one limit, the first stands for all.
 
     Tokenizers of CLIP have a limit of their own; for others max_sequence_length in `arguments` is the limit.
     """
@@ -55,10 +55,10 @@ def _length(tokenizer: Callable[..., Any], text: str) -> int:
 
 @contextmanager
 def counted_elsewhere(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the `with` block, hides what diffusers and transformers log when a tokenizer cuts `prompt`.
+    """Inside the `with` block, hides what diffusers and transformers log when a tokenizer cuts `prompt`, provided that
+    `long_prompts` counts the prompt as cut. Otherwise nothing is hidden.
 
-    `arguments` are the arguments of the call of `pipe`. Does nothing if `long_prompts`, which counts the prompts that
-    are cut, does not count this prompt.
+    `arguments` are the arguments of the call of `pipe`.
     """
     counted = long_prompts(pipe, [prompt], arguments) is not None
 

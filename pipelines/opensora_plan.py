@@ -2,7 +2,7 @@
 
 A checkpoint of its OpenSoraT2V has the tensors of AllegroTransformer3DModel, with the same names and shapes; only the
 fields of config.json are named differently. AllegroPipeline runs it with the Euler ancestral scheduler. diffusers has
-no CausalVAE, so the pipeline outputs latents. Never run with the published weights.
+no CausalVAE, so the pipeline outputs latents. This code was tested with random weights, not with the published ones.
 """
 
 from pathlib import Path

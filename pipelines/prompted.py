@@ -58,11 +58,11 @@ def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> di
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Returns `arguments`, with a `Rows` object for each embedding tensor that has one row for each of `prompts`.
-    The object, which maps each prompt to its row, replaces the tensor.
+    """Returns `arguments`, with a `Rows` object in place of each embedding tensor that has one row for each of
+    `prompts`. The object maps each prompt to its row.
 
-    For a single prompt nothing changes: it takes all rows, as a batch. Raises UsageError for embeddings that have
-    neither one row nor one for each prompt.
+    If there is only one prompt, `arguments` stay as they are, and all rows of a tensor belong to it. Raises UsageError
+    for embeddings that have neither one row nor one for each prompt.
     """
     split = dict(arguments)
     for name, value in arguments.items():
@@ -144,7 +144,8 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """Returns the name and number of each class in the pipeline's model_index.json; else those in `pipe.labels`.
+    """Returns the name and number of each class, as the pipeline's model_index.json has them, or, if it has none,
+    `pipe.labels`.
 
     `pipe.labels` comes second because it keeps only the last of several classes that share a name.
     """
@@ -155,8 +156,9 @@ def _own_names(pipe: Any) -> list[tuple[str, int]]:
 
 
 def _split(labels: Iterable[tuple[Any, Any]]) -> list[tuple[str, int]]:
-    """Returns each label, and each of its names between commas, with the number of its class.
+    """Returns pairs of name and class number. The whole label is a name of its class, and so is each part between
+    commas: (1, "goldfish, Carassius auratus") gives three pairs.
 
-    `labels` are pairs of class number and label, such as (1, "goldfish, Carassius auratus").
+    `labels` are pairs of class number and label.
     """
     return [(name, int(number)) for number, label in labels for name in {str(label), *str(label).split(",")}]

@@ -66,11 +66,12 @@ def prompt_seed(prompt: str, seed: int) -> int:
 
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the keyword arguments of `pipe(...)` for all `prompts`: `settings`, else the defaults of `family`. Prompt
-    and generator are left out. Embeddings with one row for each prompt become `Rows` objects.
+    """Returns the keyword arguments of `pipe(...)` that all `prompts` share: those in `settings`, and the defaults of
+    `family` for what `settings` leave out. Prompt and generator are not among them. Embeddings with one row for each
+    prompt become `Rows` objects.
 
-    Raises UsageError for a setting that this pipeline does not take, for a missing argument, and for a prompt that
-    names no class of a pipeline that draws classes.
+    Raises UsageError for a setting that this pipeline does not take and for a missing argument. If the pipeline draws
+    classes, also raises it for a prompt that is not the name or number of a class.
     """
     parameters = parameters_of(pipe)
     wanted = {
@@ -135,7 +136,7 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def announced_steps(pipe: Any) -> int | None:
-    """Returns the number of steps that `pipe` has set for its current run, as most pipelines do; else None."""
+    """Returns the number of steps of the current run, if `pipe` stores it as most pipelines do, or else None."""
     steps = vars(pipe).get("_num_timesteps")
     return steps if isinstance(steps, int) else None
 
@@ -151,8 +152,8 @@ def run_prompt(
     """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output. `arguments` are
     the arguments of the pipeline's call that all prompts share.
 
-    Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
-    if the pipeline passes them.
+    When the pipeline reports the end of step i, counted from 0, calls `on_step(i)`, then `on_latents` with the latents
+    after that step if the pipeline passes them.
     """
     parameters = parameters_of(pipe)
     extra = prompt_arguments(pipe, prompt, arguments)

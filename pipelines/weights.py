@@ -54,10 +54,9 @@ def weights_of(folder: Path) -> Weights:
 
 
 def _by_variant(folder: Path, stem: str, rest: str) -> dict[str | None, Path]:
-    """Returns a dict from variant to file, of the files in `folder` whose name is `stem` followed by a match of the
-    regex `rest`.
+    """Returns a dict from variant to file for the files in `folder` whose whole name matches the regex `stem` + `rest`.
 
-    The variant is the first group of the match, None without a variant.
+    The variant is the first group of the match, None for a name without a variant.
     """
     matches = ((re.fullmatch(stem + rest, file.name), file) for file in sorted(folder.iterdir()))
     return {match[1]: file for match, file in matches if match and not _SHARD.search(match[1] or "")}

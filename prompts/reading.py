@@ -1,7 +1,8 @@
-"""Reads a file of prompts: one prompt in each line, or a table if the file's ending names one (`tables`).
+"""Reads a file of prompts. A .csv, .tsv, .json or .jsonl file is read as a table (`tables`); any other has one prompt
+in each line.
 
-Only LF, CRLF and CR end a line: prompts pasted from other programs contain U+2028, U+0085, VT, FF and FS to RS. Needs
-memory for the distinct prompts and one line.
+Only LF, CRLF and CR end a line, because prompts pasted from other programs contain other separators, such as U+2028 and
+VT. Needs memory for the distinct prompts and one line.
 """
 
 import errno
@@ -43,9 +44,9 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """Reads a bundled set of prompts, or the file at a path.
+    """Reads the bundled set of prompts of this name, such as demo, or the file at this path.
 
-    Raises UsageError for a missing file, FileError for a file without prompts, or that is not UTF-8 text.
+    Raises UsageError for a missing file, FileError for a file that holds no prompts or is not UTF-8 text.
     """
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
@@ -74,7 +75,8 @@ def read_prompts(name_or_path: str) -> Prompts:
 
 
 def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
-    """Yields the number of the line or entry and the checked text of each prompt, which may be blank.
+    """Yields a number and a checked text for each prompt: the number of its line or entry in the file. The text may be
+    blank.
 
     Appends to `notes` what the user should know about columns that are not read.
     """

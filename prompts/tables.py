@@ -28,7 +28,8 @@ Numbered = Iterator[tuple[int, str]]  # the number of a line or an entry, from 1
 
 
 def refuse_unread(path: Path) -> None:
-    """Raises FileError for a kind of file that cannot be read; the message says how to convert it."""
+    """Raises FileError if the ending of `path` is that of a file that is neither text nor a table that can be read,
+    such as .xlsx or .gz. The message says how to convert the file."""
     if path.suffix.lower() in CONVERTED:
         fact = f"{path.suffix.lower()} files are not read"
         raise FileError(f"{path}: {fact}. Save it as .csv, .tsv, .json or .jsonl, or as {LINES}.")
@@ -92,7 +93,8 @@ def _rows(
 
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the number and prompt of each of `lines`, a JSON string or object. Raises FileError for any other line.
+    """Yields the number and the prompt of each of `lines`. A line holds a JSON string, or a JSON object with the prompt
+    under one key. Raises FileError for any other line.
 
     Appends a note on ignored keys to `notes`.
     """
@@ -110,9 +112,10 @@ def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -
 def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
     """Yields the number, from 1, and the prompt of each entry of `text`, the content of the JSON file `path`.
 
-    The file holds a list of strings or objects, an object of objects, an object of columns (lists of one length), or an
-    object in which one list has objects with prompts. Raises FileError for anything else. Appends a note on ignored
-    keys to `notes`.
+    Entries are strings, or objects with the prompt under one key. The file holds a list of entries, such as ["a", "b"];
+    an object whose values are entries, {"1": {"prompt": "a"}}; an object of lists, {"prompt": ["a", "b"]}; or an object
+    in which one list holds entries, {"data": [{"prompt": "a"}]}. Raises FileError for anything else. Appends a note on
+    ignored keys to `notes`.
     """
     try:
         document = json.loads(text)

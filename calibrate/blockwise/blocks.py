@@ -6,10 +6,10 @@ outputs that these blocks had in their own stages; the stub of the first later b
 between blocks run as in the whole model. A sweep over the blocks reads each weight from disk once, however many calls
 there are.
 
-A stage reads from disk only the outputs that its block needs, mostly those of the block before. `rehearse` finds these:
-it runs the forward with stubs that return zeros, except for one that returns NaN, and sees which blocks receive NaN.
-Outputs that no later stage needs are deleted, and their stubs return NaN. If a block receives NaN all the same,
-MisfitError is raised, so that a wrong rehearsal cannot lead to wrong numbers.
+A stage reads from disk only the outputs that its block needs, mostly those of the block before. `rehearse` finds these
+by one run for each block: the stub of this block returns NaN, all other stubs return zeros, and the blocks that receive
+NaN need this block's outputs. Outputs that no later stage needs are deleted, and the stubs of their blocks return NaN.
+If a block receives NaN all the same, MisfitError is raised, so that a wrong rehearsal cannot lead to wrong numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +42,8 @@ def do_nothing(name: str) -> None:
 
 
 def every_position(position: int) -> bool:
-    """Returns True for the call at any `position`: block outputs are kept for every call."""
+    """Returns True: the default of the argument `wanted` of `sweep`, which keeps block outputs for the call at every
+    position."""
     return True
 
 
@@ -76,8 +77,7 @@ class BlockOutputs:
 
 
 class Blocks:
-    """The blocks `names` of `model`, which are calibrated or run one after the other, with the weights of one in
-    memory.
+    """The blocks `names` of `model`, calibrated or run one after the other, each while its weights are in memory.
 
     `parking` loads and frees the weights, `spill` stores the outputs of blocks on disk. `layers`: the names of the
     layers that become integers. A stage is the work on one block; in the last stage, END, the layers outside the blocks
@@ -109,9 +109,9 @@ class Blocks:
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs, by running one
-        of `calls` of each kind. Two calls are of different kinds if an argument that is neither a tensor nor a number
-        differs, such as a list of layers to skip."""
+        """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs, by running some
+        of `calls`: the first one of each kind. Calls that differ only in tensors and numbers are of one kind; calls
+        with different lists of layers to skip are not."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -127,11 +127,11 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs `call` and returns a dict from block to outputs, one for each run of the block, in the order in which
-        the blocks run. A SpilledTensor stands for each tensor; its file is deleted, so only its shape and dtype can be
-        used. With `keep`, remembers the model's output, which `check_end` compares.
+        """Runs `call`, with each block's weights in memory while the block runs. Returns a dict from block name to the
+        block's outputs, one for each run, in the order of the blocks. In the outputs a SpilledTensor stands for each
+        tensor; its file is deleted, so only its shape and dtype remain. `keep`: stores the output for `check_end`.
 
-        Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
+        Raises MisfitError if the output does not follow from the blocks' outputs, as if a block changes an input.
         """
         shapes: dict[str, list[Any]] = {}
         running: list[str] = []
@@ -191,8 +191,8 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError unless the model, with stubs for all its blocks, gives the output of the first call in
-        `rehearse`."""
+        """Raises MisfitError unless the model, with stubs for all its blocks, gives the same output for the first call
+        as it gave with its blocks in `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
@@ -200,9 +200,9 @@ class Blocks:
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. A stage is named after
-        its block, or END for what follows the last block. Sets the outputs of one block at a time to NaN, and sees
-        which stages receive NaN; a block whose outputs cannot be NaN counts as needed by all. `shapes` has the shapes
-        of the blocks' outputs in `call`."""
+        its block, or END for what follows the last block. Replaces the outputs of one block at a time by NaN, and sees
+        which stages receive NaN. A block counts as needed by all stages if its outputs cannot be NaN because they are
+        integers. `shapes` has the blocks' outputs in `call`, as `_shapes` returns them."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -229,7 +229,8 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls that `sweep` or `ended` was given. The model may run only the call that was yielded last."""
+        """Yields the calls that the running `sweep` or `ended` was given, one by one. The caller may run the model on
+        the call that was yielded last, and on no other."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -239,16 +240,15 @@ class Blocks:
     def sweep(
         self, calls: Calls, visit: Visit = do_nothing, wanted: Callable[[int], bool] = every_position
     ) -> BlockOutputs:
-        """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`, and returns
-        their outputs.
+        """Visits all blocks in order, each while its weights are in memory, and returns their outputs for `calls`.
 
-        `visit` is called with the block's name. The function may run some or all of `self.calls()` on the model,
-        several times. If it returns a function, that function is called afterwards to change the block, such as to
-        install integer layers.
+        `visit` is called with the block's name. It may run the model on some or all of `self.calls()`, several times;
+        in each run the block receives its inputs. If `visit` returns a function, this function is called afterwards to
+        change the block, such as to install integer layers. Later blocks receive the outputs that the block had before
+        this change.
 
-        Later blocks receive the outputs that the block had before the change. Outputs are kept for the calls that the
-        visit ran, and for the calls whose position is `wanted`, which run after the visit. Later visits may run only
-        these calls.
+        Outputs are stored for the calls that `visit` ran, and then for calls at further positions (from 0): those for
+        which `wanted` returns True. Later visits may run only calls with stored outputs.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -269,8 +269,8 @@ class Blocks:
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
         """Makes the model run only the operations outside its blocks, inside the `with` statement: in place of each
-        block a stub returns `track`, the outputs that the block had in `sweep` for the same `calls`. Afterwards these
-        outputs are deleted."""
+        block, a stub returns the outputs that the block had in `sweep` for the same `calls`. `track` holds these
+        outputs; afterwards they are deleted from disk."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -295,7 +295,7 @@ class Blocks:
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
         """Puts the block `name`, with its weights in memory, into the model inside the `with` statement, in place of
-        its stub. When a call runs for the first time, writes the block's outputs in this call to `file`."""
+        its stub. When the model runs on a call there for the first time, the block's outputs are written to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -312,8 +312,8 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls whose position is `wanted`, except those for which outputs of the block in memory are stored
-        already."""
+        """Runs the calls for whose position `wanted` returns True, except those with stored outputs of the block in
+        memory."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
@@ -323,8 +323,9 @@ class Blocks:
 
     def _answer(self, name: str, inputs: Any) -> Any:
         """Returns the output that the block `name` had for the running call, read from disk. If the block in memory
-        does not need this output, returns NaN in its shape. Raises Stopped if `name` comes after the block in memory,
-        MisfitError if the block runs more often in the call than it did when it was in memory. Ignores `inputs`."""
+        does not need this output, returns NaN in the shape of the output. Raises Stopped if `name` comes after the
+        block in memory, MisfitError if the block runs more often in the call than it did when it was in memory.
+        `inputs` is ignored."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
@@ -358,8 +359,8 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes and
-    equal values up to rounding (_TOLERANCE)."""
+    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes, and
+    values that differ by rounding only: a relative error (norm of each tensor) of at most 0.1 % (_TOLERANCE)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)
@@ -381,8 +382,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns `ran`, an order of blocks, with the missing ones of `names` inserted, each behind the name that precedes
-    it in `names`."""
+    """Returns `ran`, an order of block names, with the names that it lacks inserted: the block names of `names`. Each
+    is put directly behind the nearest name before it in `names` that is in the order already."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

@@ -1,4 +1,5 @@
-"""Calibrates a model that does not fit in memory block by block, with the same integers as `calibration.calibrate`.
+"""Calibrates block by block a model that does not fit in memory. The integers are the same as with
+`calibration.calibrate`.
 
 Smoothing, ranges and weight rounding look at one layer, or at layers that share an input, so one block is enough for
 them. Each block is calibrated as in `calibration.calibrate`, on calls of the whole model in which only this block has
@@ -227,8 +228,8 @@ class BlockwiseCalibration:
         self._replayed = positions
 
     def _settings_for(self, names: set[str]) -> Settings:
-        """Returns the settings in which each smoothing group (layers that share smoothing factors) has only those of
-        its layers that are in `names`."""
+        """Returns the settings with smaller smoothing groups (layers that share smoothing factors): each group keeps
+        only its layers that are in `names`, and a group without such layers is left out."""
         parts = [
             _BlockGroup(
                 tuple(layer for layer in group.layers if layer in names),
@@ -239,8 +240,8 @@ class BlockwiseCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes the sums of products of inputs, which the rounding method needs, may take while calls
-        run: what the memory limit leaves, minus what rounding the widest layer takes afterwards."""
+        """Returns how many bytes remain, while calls run, for the sums of products of inputs that the rounding method
+        needs: the memory limit, minus the memory in use now, minus what rounding the widest layer takes afterwards."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:

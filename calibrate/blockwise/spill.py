@@ -37,8 +37,8 @@ class SpilledTensor(NamedTuple):
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
-        """Returns a tensor filled with `value`, with the dtype, which has to be floating-point, the shape and the
-        strides of the tensor that was written."""
+        """Returns a tensor filled with `value`, with the dtype, shape and strides of the tensor that was written. The
+        dtype has to be floating-point."""
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).fill_(value)
 
 
@@ -49,8 +49,9 @@ class SpillFile:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:
-        """Appends the tensors inside `value`, a tensor or a container, to the file. Returns `value` with a
-        SpilledTensor in place of each tensor. Raises StorageError if the file cannot be written, as on a full disk."""
+        """Appends the tensors inside `value`, a tensor or a nested container of tensors, to the file. Returns `value`
+        with a SpilledTensor in place of each tensor. Raises StorageError if the file cannot be written, as on a full
+        disk."""
         return replaced(value, Tensor, self._put)
 
     def _put(self, tensor: Tensor) -> SpilledTensor:
@@ -85,8 +86,8 @@ class Spill:
 
 
 def floating(value: Any) -> bool:
-    """Returns whether every SpilledTensor in `value`, a result of `SpillFile.put`, stands for a floating-point
-    tensor, in whose place a tensor of NaN can be returned."""
+    """Returns whether every SpilledTensor in `value`, a result of `SpillFile.put`, stands for a floating-point tensor,
+    for which `filled` can return NaN."""
     kinds: list[bool] = []
     replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

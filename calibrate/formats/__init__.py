@@ -1,5 +1,5 @@
-"""The formats of checkpoints. Each format has a folder here, whose module `format` has a `Format` object for it: how
-the format is written, found, checked, described and read.
+"""The formats of checkpoints. Each format has its code in a folder here. The folder's module `format` defines a
+`Format` object, which knows how to write, find, check, describe and read checkpoints in the format.
 
 TABLE lists the formats without importing torch, for the command line. `format_named` returns the `Format` object of a
 format.
@@ -25,6 +25,10 @@ TABLE: dict[str, FormatFolder] = {
     "ascend": FormatFolder("ascend", (DENOISER, CLASSIFIER)),
     "diffusers": FormatFolder("diffusers", (DENOISER,)),
     "torchao": FormatFolder("torchao", (DENOISER,)),
+    "comfy": FormatFolder("comfy", (DENOISER,)),
+    "sglang": FormatFolder("sglang", (DENOISER,)),
+    "sdnq": FormatFolder("sdnq", (DENOISER,)),
+    "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }
@@ -36,7 +40,7 @@ def names_for(model: str) -> tuple[str, ...]:
 
 
 def format_named(name: str) -> "Format":
-    """Returns the `Format` object of the format called `name`, importing the format's code."""
+    """Returns the `Format` object of the format called `name`, a key of TABLE, importing the format's code."""
     module = import_module(f".{TABLE[name].folder}.format", __name__)
     record: Format = next(record for record in module.FORMATS if record.name == name)
     return record

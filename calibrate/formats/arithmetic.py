@@ -1,5 +1,5 @@
-"""Computes a checkpoint's layers in whole numbers, as the Ascend device does, and compares the result with that of the
-dequantized layers in floating point.
+"""Computes a checkpoint's layers in whole numbers, as the Ascend device does, and compares their output with the output
+of the dequantized layers in floating point.
 
 Importing this module needs no torch. Whole numbers are stored as float64, which holds sums of products of codes
 exactly: a sum is at most 2**14 times the number of a layer's inputs, far below 2**53.
@@ -25,11 +25,10 @@ class ErrorRatios(NamedTuple):
     """The errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause. A ratio
     above 1.0 is a fault.
 
-    `scales` compares deq, by which the device multiplies the integer sum, with input scale times weight scale. For a
-    W8A8_DYNAMIC layer, which has no deq, it compares the output in float32 with the output in float64. `bias` compares
-    two outputs: with quant_bias, which the device adds to the integer sum, and with the float bias and the zero point
-    in its place. `bias` is 0.0 for a W8A8_DYNAMIC layer, which has no quant_bias. Both are 0.0 for a W8A16 layer,
-    which computes no integer sums.
+    `scales` is the ratio for deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
+    its `scales` is the ratio for the error of its output in float32. `bias` is the ratio for quant_bias, which should
+    have the effect of the float bias and the zero point; 0.0 for a W8A8_DYNAMIC layer, which has no quant_bias.
+    `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
     """
 
     scales: float
@@ -40,11 +39,11 @@ class ErrorRatios(NamedTuple):
 def error_ratios(layer: Integers) -> ErrorRatios:
     """Returns the errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause.
 
-    The device computes int8 codes q of the input (npu_quantize), and for output channel n the sum over k of q[k] *
-    weight[n, k], to which it adds quant_bias[n] and which it then multiplies by deq[n] (npu_quant_matmul). To judge
-    quant_bias, this output is compared with the output that the float bias and the zero point give in its place. Both
-    are computed in float64 from random codes with a fixed seed, for each timestep bin; for a convolution, at one output
-    position. deq is compared with input scale * weight scale.
+    The device computes int8 codes q of the input (npu_quantize), and the output y[n] = (sum over k of q[k] * weight[n,
+    k] + quant_bias[n]) * deq[n] of each output channel n (npu_quant_matmul). The error of deq is its difference from
+    input scale * weight scale. The error of quant_bias is the difference between y and the output without quant_bias,
+    but with the float bias and the zero point. Both outputs are computed in float64 from the same random codes, with a
+    fixed seed, for each timestep bin. For a convolution they are computed at a single output position.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
@@ -93,7 +92,7 @@ def has_bias_correction(layer: Integers) -> bool:
 
 def correction_ratio(layer: Integers) -> float:
     """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum of products that the
-    layer can have. Above 1.0, the difference is too large to be a bias correction, so quant_bias is wrong.
+    layer can have. A ratio above 1.0 is too large for a bias correction, so quant_bias is wrong.
 
     The largest sum is 255 * 127 times the number of inputs of an output channel: a code differs from the zero point by
     at most 255, and a weight is at most 127.
@@ -103,8 +102,9 @@ def correction_ratio(layer: Integers) -> float:
 
 @np.errstate(all="ignore")
 def _correction(layer: Integers) -> float:
-    """Returns the largest bias correction in a layer's quant_bias, in steps of the int32 accumulator: the difference
-    between quant_bias and the value that the float bias and the zero point alone give."""
+    """Returns the largest absolute bias correction in a layer's quant_bias: the difference between quant_bias and the
+    value that the float bias and the zero point alone would give it. Like quant_bias, it is in the unit of the int32
+    sum."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
         _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))

@@ -37,13 +37,13 @@ def export(
 ) -> Path:
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
-    `model` is the float model, or has the layers of `result` installed. If two of `formats` have files of the same
-    names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`;
-    `group_readable` lets the user's group read the files. More weights than `max_shard_size`, in bytes or as "5GB", are
-    split into several files. `files` maps names to contents of further files. The manifest records `origin`, the
-    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size, a
-    model that a format cannot hold, and smoothing factors folded into float parameters that a format's software would
-    not load; StorageError if `directory` cannot be written; NumbersError for numbers that are not finite.
+    `model` may be the float model, or have the layers of `result`. `folder_for` says which of `formats` get a
+    subfolder. `overwrite` replaces a checkpoint in `directory`. `group_readable` lets the user's group read the files.
+    `files` are further files, a dict from name to content. `max_shard_size`, in bytes or as "5GB", is the largest size
+    of a weight file. `origin` is the fingerprint of the float model, for the manifest; None: computed from `model`.
+    Raises UsageError for an unknown format or size, a model that a format cannot hold, or folded parameters that a
+    format's software would not load; StorageError if `directory` cannot be written; NumbersError for numbers that are
+    not finite.
     """
     check_formats(formats)
     _check_model_and_parameters(model, result, formats)
@@ -82,22 +82,23 @@ def check_rotation(formats: Sequence[str], rotation: str) -> None:
 
 
 def folding(formats: Sequence[str]) -> bool:
-    """Returns whether smoothing factors may be folded into float parameters, because the software for each of `formats`
-    loads these parameters from the checkpoint."""
+    """Returns whether smoothing factors may be folded into float parameters: True if the software that loads each of
+    `formats` takes the float parameters from the checkpoint."""
     return all(format_named(name).folds for name in formats)
 
 
 def check_model(formats: Sequence[str], model: nn.Module) -> None:
     """Raises UsageError if one of `formats` cannot hold a denoiser of the class and configuration of `model`."""
-    config = dict(getattr(model, "config", {}))
+    config = getattr(model, "config", None)
+    config = config if isinstance(config, Mapping) else {}
     for name in formats:
         if refusal := format_named(name).refusal(type(model).__name__, config):
             raise UsageError(f"format {name}: {refusal}")
 
 
 def multiplying(formats: Sequence[str]) -> bool:
-    """Returns whether layers may multiply their inputs by smoothing multipliers, because each of `formats` holds
-    them."""
+    """Returns whether layers may multiply their inputs by smoothing multipliers: True if each of `formats` can hold the
+    multipliers."""
     return all("Multiply" in format_named(name).transforms for name in formats)
 
 
@@ -110,10 +111,15 @@ def _check_model_and_parameters(model: nn.Module, result: Result, formats: Seque
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder of the checkpoint that the format `name` is written into: a subfolder called `name` if a
-    format before it in `formats` has files of the same names, else ".", the checkpoint's directory itself."""
-    before = formats[: list(formats).index(name)]
-    return name if format_named(name).files in {format_named(other).files for other in before} else "."
+    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: ".", the
+    directory itself, or `name`.
+
+    A format gets a subfolder if a format before it in `formats` has files of the same names, or if the consumer of
+    either would take the other's weight files for its own.
+    """
+    record, before = format_named(name), [format_named(other) for other in formats[: list(formats).index(name)]]
+    shared = any(other.files == record.files or other.alone or record.alone for other in before)
+    return name if shared else "."
 
 
 def check_formats(formats: Sequence[str]) -> None:

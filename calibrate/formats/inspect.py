@@ -30,9 +30,9 @@ def quantized_parts(pipeline: Path) -> list[Path]:
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, format by format, and one negative verdict for each format
-    that `octavo inspect` looks for and does not find. A directory without files of any format is checked for DEFAULT
-    only.
+    """Returns the verdicts on the checkpoint in `directory`, format by format, and for each format that `octavo
+    inspect` looks for and does not find, the verdicts of its consumer on the files that are there, or else one negative
+    verdict. A directory without files of any format is checked for DEFAULT only.
 
     A file that cannot be read gives a negative verdict, not an error.
     """
@@ -41,19 +41,20 @@ def check(directory: Path | str) -> list[Verdict]:
     verdicts = [
         verdict for name, path in (paths or {DEFAULT: directory}).items() for verdict in format_named(name).check(path)
     ]
-    return verdicts + [
-        Verdict(record.consumer, "files", False, f"not in this checkpoint. Calibrate with --format {record.name}")
-        for record in shown_formats()
-        if record.name not in paths and paths
-    ]
+    absent = [record for record in shown_formats() if record.name not in paths and paths]
+    return verdicts + [verdict for record in absent for verdict in record.foreign(directory) or [_missing(record)]]
+
+
+def _missing(record: Format) -> Verdict:
+    return Verdict(record.consumer, "files", False, f"not in this checkpoint. Calibrate with --format {record.name}")
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
-    its formats are positive.
+    """Returns whether a checkpoint is sound: whether all `verdicts` are positive that come from Octavo or are about
+    software that loads one of the checkpoint's formats.
 
-    `names` are the checkpoint's formats; an empty set stands for DEFAULT. A verdict on a subject that a format lists as
-    `optional` does not count.
+    `names` are the checkpoint's formats; an empty set stands for `ascend`. Verdicts on the subjects in a format's
+    `optional` do not count.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

@@ -1,11 +1,13 @@
 """Writes and verifies manifests. A manifest holds the SHA-256 and the size of each file of an export, the fingerprint
 of the float model, and the version of Octavo.
 
-A manifest lies beside the files, and holds its own SHA-256, as the manifests of a capture do. Its name,
-octavo*.manifest, is one that no consumer takes for a file of the checkpoint: MindIE-SD opens the description that it is
-given and the weights named after it, SGLang the first file whose name begins with quant_model_description, diffusers
-config.json and diffusion_pytorch_model*, onnxruntime and Ascend's compiler the graph and the data files that the graph
-names.
+A manifest lies beside the files, and holds its own SHA-256, as the manifests of a capture do. Its name is
+octavo*.manifest, because no software that loads a checkpoint opens a file of this name:
+
+- MindIE-SD opens the description that it is given, and the weights named after it.
+- SGLang opens the first file whose name begins with quant_model_description.
+- diffusers opens config.json and diffusion_pytorch_model*.
+- onnxruntime and Ascend's compiler open the graph, and the data files that the graph names.
 """
 
 import os
@@ -60,13 +62,14 @@ class Manifest(NamedTuple):
 
     @property
     def covers_directory(self) -> bool:
-        """True if this manifest is for its whole directory, so that a file which it does not list is out of place."""
+        """True if the manifest is named octavo.manifest. Such a manifest is for its whole directory, so a file that it
+        does not list is out of place."""
         return self.path.name == MANIFEST
 
 
 class Verified(NamedTuple):
-    """Holds the manifests of a directory, whose files agree with them, and in `extra` the names of files that no
-    manifest lists. `extra` is empty unless one of the manifests is for the whole directory."""
+    """The result of comparing the files of a directory with its manifests: the `manifests`, and in `extra` the names of
+    files that no manifest lists. `extra` is empty unless one of the manifests is for the whole directory."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -78,8 +81,8 @@ class Verified(NamedTuple):
 
 
 def manifest_for(name: str) -> str:
-    """Returns the file name of the manifest of the export called `name`, for a directory that may hold other exports
-    too."""
+    """Returns the file name of the manifest of the export called `name`, octavo-NAME.manifest. Other exports may be in
+    the same directory, each with a manifest of its own."""
     return MANIFEST.replace(".", f"-{name}.")
 
 
@@ -171,9 +174,9 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
 
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
-    """Yields the names of files and folders that none of `manifests` lists, in the directory and in the folders with
-    listed files. Yields nothing if no manifest is for the whole directory, and leaves out names that begin with a
-    dot."""
+    """Yields the names of files and folders that none of `manifests` lists. Looks in `directory` and in those of its
+    folders that hold a listed file. Leaves out names that begin with a dot. Yields nothing if no manifest is for the
+    whole directory."""
     if not any(manifest.covers_directory for manifest in manifests):
         return
     listed = {name for manifest in manifests for name in (*manifest.files, manifest.path.name)}

@@ -47,9 +47,9 @@ class Writer(Protocol):
     """A function that writes the files of one format into the existing folder `directory`, with the permissions
     `modes`.
 
-    `layers` is a dict from layer name to integer layer. `model` is the float model, or has the integer layers
-    installed. `deployment` holds what some formats need besides, such as noise levels. Raises UsageError for layers
-    that the format cannot hold, and NumbersError for a number to be written that is NaN or infinite.
+    `layers` is a dict from layer name to integer layer. `model` is the float model, or the same model with the integer
+    layers in place. `deployment` holds what some formats need besides, such as noise levels. Raises UsageError for
+    layers that the format cannot hold, and NumbersError for a number to be written that is NaN or infinite.
     """
 
     def __call__(
@@ -121,6 +121,8 @@ class Format:
     | consumer    | name of the software that loads the format, as verdicts call it                                    |
     | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
     | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
+    | foreign     | function from the directory of a checkpoint in other formats to verdicts on whether the consumer   |
+    |             | can load that; these verdicts never make a checkpoint unsound                                      |
     | optional    | subjects of verdicts that may be negative although the checkpoint is sound                         |
     | describe    | function from the path that `find` returns to a short description; raises FileError                |
     | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
@@ -129,6 +131,8 @@ class Format:
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
     | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
+    | alone       | True if the consumer takes every weight file of a directory for its own, so that no other format's |
+    |             | files may lie there                                                                                |
     """
 
     name: str
@@ -142,6 +146,7 @@ class Format:
     consumer: str = ""
     find: Callable[[Path], Path | None] = nowhere
     check: Callable[[Path], list[Verdict]] = unchecked
+    foreign: Callable[[Path], list[Verdict]] = unchecked
     optional: frozenset[str] = field(default_factory=frozenset)
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
@@ -149,6 +154,7 @@ class Format:
     folds: bool = False
     made_biases: bool = True
     is_model: bool = False
+    alone: bool = False
 
     def write(
         self,

@@ -25,8 +25,8 @@ def is_export_name(name: str) -> bool:
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
-    """Checks that a checkpoint can be written to `directory`, and returns its absolute path without links. Leaves no
-    change on disk.
+    """Checks that a checkpoint can be written to `directory`, and returns the absolute path of the directory with all
+    symbolic links resolved. Leaves no change on disk.
 
     Raises StorageError for any obstacle: a file of that name; files in the directory that are not a checkpoint's; an
     earlier checkpoint, unless `overwrite` is True; no permission; a read-only file system; a name that is too long.
@@ -67,11 +67,11 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) -> int:
-    """Returns a lower bound for the bytes of a checkpoint of `model`, where the weights of the layers called `integers`
-    are int8 and `formats` counts the formats that are written.
+    """Returns a lower bound for the bytes of a checkpoint of `model`. `integers` are the names of its integer layers,
+    and `formats` is the number of formats that are written.
 
-    The bound counts one byte for each number in these weights, and all other tensors with the bytes that they have in
-    `model`; all of it once for each format.
+    The bound is `formats` times the bytes of all tensors: one byte for each number in the weight of an integer layer,
+    and for other tensors their bytes in `model`.
     """
     from torch import Tensor  # whoever has a model has torch
 

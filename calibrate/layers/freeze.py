@@ -77,7 +77,7 @@ def _without_ranges(
     """Returns the `Numbers` (codes, scales, bias) of an integer layer whose input has no ranges known beforehand
     (dynamic or float), or a text with the reason why the layer has to stay float. `quantized` has the codes of the
     weight, after `transform`. `bias` includes the bias correction. The weight scale is rounded to `dtype`, the dtype of
-    the float layer, in which the device multiplies by the weight scale."""
+    the float layer, because the device multiplies by it in this dtype."""
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -120,9 +120,9 @@ def rounded_deq(deq: Tensor) -> Tensor:
 
 
 def _deq_without_weights(bias: Tensor) -> Tensor:
-    """Returns for each output channel the deq to use if all weights of the channel are zero, (out,). Such a deq only
-    scales the channel's `bias`, so it is a power of two of which a float32 bias is a whole multiple: quant_bias * deq
-    is exactly the bias."""
+    """Returns the deq, (out,), of output channels whose weights are all zero; other channels do not use it. The sum of
+    such a channel is always 0, so its output is quant_bias * deq. To make this exactly the channel's `bias`, deq is a
+    power of two by which the bias, as float32, can be divided without a remainder."""
     exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)

@@ -58,7 +58,8 @@ class Input:
 
     @property
     def weights(self) -> Scheme:
-        """The rule (`Scheme`) by which the weights that are multiplied with the input's codes become codes."""
+        """The rule (`Scheme`) by which the layer's weights become codes; they are multiplied with the codes of the
+        input."""
         return weights_for(self.scheme)
 
     @classmethod
@@ -73,9 +74,10 @@ class Input:
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        """Returns the codes of `x`. `level` is the noise level of the denoiser's call, on which the range of a
-        TimestepInput depends; None stands for 0. A DynamicInput computes each scale from the values along the `axes` of
-        `x`. Raises NotImplementedError for a FloatInput."""
+        """Returns the codes of `x`, with their scale and zero point. `level` is the noise level of the denoiser's call,
+        which selects the range of a TimestepInput; None stands for 0. A DynamicInput computes a scale from the largest
+        absolute value along `axes` of `x`, by default one for each token. Raises NotImplementedError for a FloatInput,
+        which has no codes."""
         raise NotImplementedError
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:

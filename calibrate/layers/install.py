@@ -20,13 +20,14 @@ def names_of(model: nn.Module) -> dict[str, list[str]]:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` into `model` under `name`; other names of a shared module keep the old module.
+    """Puts `module` into `model` under `name`. A module that is used in several places is replaced only under this
+    name.
 
-    nn.TransformerEncoderLayer has a fast path that reads the weights of its layers instead of running the layers; it
-    would take an integer weight for a float one. A forward pre-hook on such a layer switches the fast path off, so an
-    integer layer there gets a hook that does nothing. Without the fast path nested tensors are not accepted.
-    nn.TransformerEncoder makes nested tensors from padded batches where its attribute use_nested_tensor is True, so the
-    attribute becomes False in the encoders that contain the layer.
+    nn.TransformerEncoderLayer has a fast path that reads the weights of its layers instead of running them, and would
+    take an integer weight for a float one. A forward pre-hook on one of its layers switches the fast path off, so an
+    integer layer there gets a hook that does nothing. Without the fast path, nested tensors are not accepted. So
+    nn.TransformerEncoder modules above the layer get use_nested_tensor = False, and no longer make nested tensors from
+    padded batches.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
@@ -109,7 +110,7 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Returns a dict with each of `layers` under all its names in `model`; the dict `layers` has each layer under its
-    first name only. A layer that is used in several places has several names."""
+    """Returns a dict from name to integer layer that has each layer under every name that it has in `model`. A layer
+    that is used in several places has several names; in `layers` it is under the first name only."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

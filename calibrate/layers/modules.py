@@ -18,7 +18,8 @@ _ALL = slice(None)
 
 
 class Geometry(NamedTuple):
-    """The geometry of a convolution: stride, padding (left, right, top, bottom), dilation, padding mode, groups."""
+    """The geometry of a convolution. `stride` and `dilation` are (vertical, horizontal), `padding` is (left, right,
+    top, bottom); `padding_mode` and `groups` are as in nn.Conv2d."""
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]
@@ -58,11 +59,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class RangedNumbers(NamedTuple):
-    """Holds the range (`input`), deq and quant_bias with which a layer whose ranges are known beforehand computes one
-    call. The output of the layer is (sum of products + quant_bias) * deq.
+    """The range (`input`), deq and quant_bias of one call of a layer whose ranges are known beforehand. The output of
+    the layer is (sum of products + quant_bias) * deq.
 
-    Where the rows of the input have different noise levels, scale, zero point, deq and quant_bias have a leading axis
-    of rows.
+    If the rows of the input have different noise levels, the tensors of `input`, `deq` and `quant_bias` have a leading
+    axis with an entry for each row.
     """
 
     input: StaticInput
@@ -157,7 +158,7 @@ class IntegerLayer(nn.Module):
 
     def _ranged(self, rows: int | None) -> RangedNumbers:
         """Returns the range, deq and quant_bias for the denoiser's current call. If the call has a noise level for each
-        of the `rows` rows of the input, the scale, the zero point, deq and quant_bias have a leading axis of rows."""
+        of the `rows` rows of the input, these tensors have a leading axis with an entry for each row."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)

@@ -1,8 +1,8 @@
 """Records the noise level of the current call of a denoiser, for layers with one range for each timestep bin (an
 interval of noise levels).
 
-A denoiser receives the noise level as its time argument, mostly `timestep`. This number is a monotone function of
-sigma, which does not depend on the number of denoising steps. So ranges calibrated in 28 steps also apply in 20 or 50.
+A denoiser receives the noise level as its time argument, mostly `timestep`. This argument is a monotone function of
+sigma alone, whatever the number of denoising steps. So ranges calibrated in 28 steps also apply in 20 or 50.
 """
 
 import inspect
@@ -20,7 +20,7 @@ class NoiseLevel:
     """Stores the noise level of a denoiser's call while the call runs, for all integer layers of the denoiser.
 
     `record` and `clear` are hooks of the denoiser, before and after each call. A deep copy of the denoiser has a
-    NoiseLevel of its own, because the hooks and the object that they belong to are copied too.
+    NoiseLevel of its own: copying the hooks copies the NoiseLevel whose methods they are.
     """
 
     def __init__(self) -> None:

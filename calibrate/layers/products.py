@@ -4,7 +4,7 @@ A CPU with VNNI sums products of int8 numbers in int32. Other CPUs sum products 
 partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces, and the sums of the
 pieces are added as int32.
 
-Convolutions are summed in float32 pieces on every CPU with oneDNN, whose direct algorithm only adds products. A
+Convolutions are summed in float32 pieces on CPUs where torch has oneDNN. Its direct algorithm only adds products; the
 Winograd transform, which other libraries may choose, would round.
 """
 
@@ -21,8 +21,8 @@ _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """Returns the codes of `x` in float32 and their scale, max |x| over `axes` divided by the largest code of `scheme`;
-    the scale keeps these axes with length 1. The default of `scheme`, the rule of weights, has the codes -127 to 127.
+    """Returns the codes of `x` in float32 and their scale. The scale is max |x| over `axes`, divided by the largest
+    code of `scheme`; it has length 1 along these axes. By default `scheme` has the codes -127 to 127, as for weights.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """

@@ -1,13 +1,13 @@
-"""Finds scales for which multiplying by 1 / scale gives the same codes as dividing by the scale.
+"""Finds scales for which multiplying by 1 / scale gives the same codes as dividing by the scale. Some devices multiply
+where others divide.
 
-Some devices multiply by 1 / scale where others divide by the scale. Let s be a scale, z its zero point, and r the
-reciprocal of s rounded to float32. The scale s qualifies if x / s + z and x * r + z round to the same code for every
-float32 x, where each operation is rounded to float32.
+Let s be a scale, z its zero point, and r = 1 / s rounded to float32. A scale qualifies if for every float32 x the
+quotient form x / s + z and the product form x * r + z round to the same code. Each operation is rounded to float32.
 
-Both results rise with x, so they agree for every x if they step from one code to the next at the same x. Between the
-codes q - 1 and q this step is where x / s + z rounds to q - 1/2 or to a neighbour of q - 1/2, so there x / s is within
-half a step of float32 of q - 1/2 - z. `reciprocal_agrees` tries all float32 numbers around the ends and the middle of
-that interval.
+Both forms rise with x, so they give the same codes if each code begins at the same x in both. In the quotient form the
+code q begins where x / s + z reaches q - 1/2. This sum is rounded to float32, so at that x the quotient x / s differs
+from q - 1/2 - z by at most half a step of float32. `reciprocal_agrees` tries all float32 numbers around the ends and
+the middle of that interval.
 """
 
 from collections.abc import Callable

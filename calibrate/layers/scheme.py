@@ -29,7 +29,8 @@ _MAX_INFLATION = 1.25  # largest ratio of a stored to an exact scale: above it a
 
 @dataclass(frozen=True)
 class Element:
-    """The set of integers that codes are taken from: `dtype` stores a code, `lowest` and `highest` bound it."""
+    """A set of integers that codes are taken from: those from `lowest` to `highest`. `dtype` is the dtype that stores a
+    code."""
 
     dtype: torch.dtype
     lowest: int
@@ -111,8 +112,8 @@ def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` in the set of numbers of `scheme`, with the scales and zero points `qparams`, as float32
-    numbers (`quantize` returns integers)."""
+    """Returns the codes of `x` by the rule `scheme`, with the scales and zero points `qparams`, as whole numbers in
+    float32. `quantize` returns the same codes in an integer dtype."""
     return _codes(x, _broadcast(qparams.scale, x, scheme), _broadcast(qparams.zero_point, x, scheme), scheme)
 
 
@@ -126,8 +127,8 @@ def divided(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the float32 values that the codes `q` stand for, with the scales and zero points `qparams`. Channels are
-    dimension `scheme.axis`."""
+    """Returns the float32 values that the codes `q` stand for, with the scales and zero points `qparams`. If there is a
+    scale for each channel, the channels are dimension `scheme.axis` of `q`."""
     scale, zero_point = _broadcast(qparams.scale, q, scheme), _broadcast(qparams.zero_point, q, scheme)
     return (q.to(torch.float32) - zero_point) * scale
 
@@ -163,8 +164,9 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns a scale, the smallest value of `dtype` not below `scale`, and the zero point at which codes represent
-    values from `low` upwards. Returns None where `dtype` cannot store such a scale.
+    """Returns the parameters of the formula with a scale that `dtype` can store: the smallest one not below `scale`.
+    The zero point is chosen so that the codes represent values from `low` upwards. Returns None if `dtype` cannot store
+    such a scale.
 
     For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
     codes as dividing by it.
@@ -183,11 +185,11 @@ def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme)
 
 
 def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
-    """Returns the smallest value of `dtype` that is not below `scale`; None if that value is more than 25 % above
-    `scale`, infinite, or below the normal float32 numbers.
+    """Returns the smallest value of `dtype` that is not below `scale`. Returns None if this value is infinite, more
+    than 25 % above `scale`, or below the normal float32 numbers.
 
-    float16 has no value between 0 and 6e-8, and few values up to 6e-5: a scale in that interval would be lost or grow
-    by up to a half.
+    The 25 % matter in float16, whose values below 6e-5 are 6e-8 apart: rounding up could make so small a scale twice as
+    large.
     """
     stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:

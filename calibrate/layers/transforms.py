@@ -16,7 +16,11 @@ from .schemes import ROTATIONS
 
 class Transform(Protocol):
     """Maps the channels of a layer's input x by an invertible linear map T, which `tensors` store. The weight W becomes
-    W T^-1, so the product stays the same: W x = (W T^-1) (T x)."""
+    W T^-1, so the product stays the same: W x = (W T^-1) (T x).
+
+    TENSORS are the names of the tensors in a layer's state dict. `by_channel` is True if T only scales each channel by
+    a positive factor and mixes no channels.
+    """
 
     TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in a layer's state dict
     by_channel: ClassVar[bool]  # True if channel i of T x rises with channel i of x and depends on no other
@@ -47,8 +51,8 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Multiply:
-    """Multiplies each channel of the input by a positive factor: `factors` (in,), which are 1 / s, where s are the
-    smoothing factors (SmoothQuant)."""
+    """Multiplies channel i of the input by the positive number factors[i], which is one over the channel's smoothing
+    factor (SmoothQuant). `factors` is (in,)."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     by_channel: ClassVar[bool] = True
@@ -173,7 +177,7 @@ def _regular_hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Te
 
 
 def without_multiplier(transform: Transform | None) -> Transform | None:
-    """Returns `transform` without the multiplication of channels."""
+    """Returns the part of `transform` that does not multiply channels: the rotation of a MultiplyRotate, else None."""
     return transform.rotate if isinstance(transform, MultiplyRotate) else None
 
 

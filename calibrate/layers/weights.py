@@ -42,9 +42,9 @@ def round_to_nearest(
     """Scales each output channel so that its largest absolute value becomes the code 127 or -127, and rounds all values
     to the nearest code.
 
-    Has the arguments of every rounding method, but does not use `inputs` and `iterations`; `scheme` is the set of
-    numbers that codes are chosen from. Costs 4 * out * in floating-point operations. Returns None where a channel is so
-    small that float32 has no scale for it.
+    `scheme` is the rule by which weights become codes. `inputs` and `iterations` are not used; other rounding methods,
+    which have the same arguments, use them. Takes 4 * out * in floating-point operations. Returns None if a channel is
+    so small that float32 has no scale for it.
     """
     scale = scales_of(weight, scheme)
     if scale is None:
@@ -66,7 +66,8 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raises NumbersError if the tensor called `name`, which is about to be written, contains NaN or infinities."""
+    """Raises NumbersError if the tensor called `name` contains NaN or infinities. To be called before a tensor is
+    written: the message says that it was not written."""
     if not finite(tensor):
         raise NumbersError(
             f"{name}: was not written, because it has values that are not finite. Check the model's files."

@@ -4,7 +4,8 @@
 |-----------|--------------------------------------------------------------------------------------------------|
 | 5MiB      | bytes of all layers in the plan together; B, KB, MB, GB or KiB, MiB, GiB                         |
 | 40%       | the same bytes, as a share of the bytes that these layers have as float layers                   |
-| 0.7x      | time of these layers' multiplications, as a share of that of the float layers; estimated (TIME)  |
+| 0.7x      | estimated time of these layers, as a share of that of the float layers: the number of            |
+|           | multiply-accumulates times an estimate for the layer's scheme (the table TIME)                   |
 | 40%,0.7x  | both                                                                                             |
 """
 
@@ -56,7 +57,8 @@ class Budget:
 
     def limit(self, before: Cost) -> Cost:
         """Returns the most bytes and the most time that the layers may take within this budget; infinite where there is
-        no limit. `before` is the cost of the layers when all are float, of which a budget may name a share."""
+        no limit. `before` is the cost of the layers when all are float; the shares in the budget are shares of this
+        cost."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)

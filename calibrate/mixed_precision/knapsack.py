@@ -1,11 +1,12 @@
 """Chooses one option (a scheme, or float) for each group of layers so that the sum of errors is least under a limit:
 the multiple-choice knapsack problem.
 
-Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). The
-program counts costs in cells, at most CELLS for the whole range of costs. An option's cost above the cheapest option of
-its group is rounded up to whole cells, so the limit is kept in spite of the rounding. A second limit becomes a price of
-time that is added to the errors (Lagrange multiplier): the search finds the lowest price that keeps the limit. What
-remains of both limits is spent greedily.
+Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). Costs
+are counted in whole cells: the difference between the cheapest and the most expensive choice is divided into at most
+CELLS cells. What an option costs more than the cheapest option of its group is rounded up to whole cells, so the limit
+is kept in spite of the rounding. If bytes and time are both limited, price * time is added to the errors (a Lagrange
+multiplier), and the lowest price is searched at which the choice keeps both limits. What remains of the limits is spent
+greedily, on the option that lowers the error most, then on the next.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +25,8 @@ _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell o
 
 class Option(NamedTuple):
     """Represents one way to treat a group of layers: `kind`, their scheme as a subclass of Input (None: the layers stay
-    float), `error`, the error of the final latents, and `cost`, the cost of the group's layers."""
+    float), `error`, the error of the final latents if only this group is treated so, and `cost`, the cost of the
+    group's layers."""
 
     kind: type[Input] | None
     error: float
@@ -73,9 +75,9 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """Returns the choice that `priced` gives for the lowest price that keeps both limits, of bytes and of time; None if
-    no such choice is found. `groups` has the options of each group of layers. `priced(price)` returns the choice with
-    the least sum of errors + price * time."""
+    """For a price of time, `priced(price)` returns the choice with the least sum of errors + price * time. Returns this
+    choice for the lowest price at which it keeps both limits, of bytes and time; None if there is none. `groups` has
+    the options of each group of layers."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice
@@ -94,8 +96,8 @@ def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list
 
 
 def _spend_rest(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
-    """Replaces options in `chosen` by options with smaller errors while the limits are kept, one group at a time, the
-    largest gain first. Returns the new choice."""
+    """Replaces options in `chosen` by options with smaller errors, while the limits are kept. Each step changes one
+    group: the one whose error can fall most. Returns the new choice."""
     cost = cost_of_choice(groups, chosen)
     while True:
         gains = [

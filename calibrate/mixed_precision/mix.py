@@ -46,12 +46,13 @@ def mixed(
 ) -> Mixture:
     """Finds a mixture of schemes and float layers that keeps `budget` with a small error of the final latents.
 
-    Layers of the plan without an entry in `choices` stay as they are. `trajectory` runs the pipeline and returns its
-    final latents; `search` has the schemes and the number of runs. Collective: the ranks of `work` share the runs that
-    measure groups of layers.
+    Layers of the plan without an entry in `choices` are not changed, and count as float layers. `trajectory` runs the
+    pipeline and returns its final latents; `search` has the schemes and the number of runs. Collective: the ranks of
+    `work` share the runs that measure groups of layers.
 
-    Raises UsageError for a budget that no mixture keeps or that the float model keeps, MisfitError for a pipeline that
-    runs no layer of the model, and NumbersError if the latents of the float model or of the mixture are not finite.
+    Raises UsageError for a budget that no mixture keeps, or that the float model keeps already; MisfitError for a
+    pipeline that runs no layer of the model; NumbersError if the latents of the float model or of the mixture are not
+    finite.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])

@@ -34,8 +34,8 @@ class Candidates:
     """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
     bias correction that calibration chose for the scheme in the settings.
 
-    Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
-    bias correction, because corrections were measured for the scheme of the calibration.
+    Weight-only layers get no smoothing factors, which MindIE-SD, a runtime for Ascend, would ignore. Weight-only and
+    dynamic layers get no bias correction, because corrections were measured for the scheme of the calibration.
     """
 
     def __init__(self, model: nn.Module, choices: Mapping[str, Choice]) -> None:
@@ -131,12 +131,13 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together: at most `most` groups,
-    unless there are more blocks and layers outside blocks than that. `blocks` are the names of the model's blocks.
+    """Divides the layers `names` into groups that change their scheme together: at most `most` groups, or as many as
+    there are blocks and layers outside blocks, if these are more than `most`. `blocks` are the names of the model's
+    blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
-    such as attn or ff, are a group, or, if these are still too many groups, all layers of a block. Each layer outside
-    the blocks is always a group of its own.
+    such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group. Each layer
+    outside the blocks is always a group of its own.
     """
     block_of = {name: next((prefix for prefix in blocks if name.startswith(prefix + ".")), None) for name in names}
     divided: list[tuple[str, ...]] = []
@@ -182,8 +183,9 @@ def measure_groups(
     work: Work,
 ) -> list[LayerGroup]:
     """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
-    the pipeline for each group and scheme. Leaves out a scheme whose latents are not finite. `kinds` are the schemes,
-    `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs` runs the pipeline.
+    the pipeline for each group and scheme. For each group, leaves out schemes that give latents that are not finite.
+    `kinds` are the schemes, `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs`
+    runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """

@@ -1,2 +1,2 @@
-"""Observes layer inputs while the float model runs on recorded calls: their ranges, the extremes of their channels, and
-samples of their rows."""
+"""Observes the inputs of layers while the float model runs on recorded calls: the ranges of the inputs, the extremes of
+their channels, and samples of their rows."""

@@ -1,6 +1,7 @@
 """Smallest and largest values of layer inputs, for the whole tensor and for each channel.
 
-The extremes of the channels also give the range after smoothing, which multiplies each channel by a factor.
+The range of a smoothed input follows from the extremes of its channels, because smoothing multiplies all values of a
+channel by the same positive factor.
 """
 
 import math
@@ -63,20 +64,20 @@ class Channels:
 
     @property
     def low(self) -> Tensor:
-        """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if there
-        are none."""
+        """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no
+        tensor was added."""
         return self._readings().low
 
     @property
     def high(self) -> Tensor:
-        """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if there are
-        none."""
+        """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no tensor
+        was added."""
         return self._readings().high
 
     def range(self, transform: Transform | None = None) -> Range:
-        """Returns the smallest and the largest value of all added tensors after `transform` (None: as they are), which
-        has to act on each channel by itself and to keep the order of its values, as smoothing does. Raises ValueError
-        if no tensor was added."""
+        """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
+        None. Because only the extremes of each channel are known, `transform` must change every channel by an
+        increasing function of its own values, as smoothing does. Raises ValueError if no tensor was added."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 

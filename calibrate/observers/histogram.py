@@ -63,8 +63,9 @@ class Histogram:
         return self._counts[filled], ((filled - _SIDE) * width).astype(np.float64), width
 
     def percentiles(self, percentile: float) -> Range:
-        """Returns the narrowest range of whole bins that leaves out at most 100 - `percentile` per cent of the values
-        at each end. The range never reaches beyond the smallest and the largest value."""
+        """Returns a range that leaves out at most 100 - `percentile` per cent of the values at each end: the narrowest
+        one whose ends are edges of bins. An end that lies beyond the smallest or largest value is then moved to that
+        value. Raises ValueError if the histogram has no values."""
         counts, edges, width = self.bins()
         cut = math.floor(int(counts.sum()) * (100 - Fraction(repr(percentile))) / 100)
         low = edges[int(np.searchsorted(np.cumsum(counts), cut, side="right"))]
@@ -73,8 +74,9 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """Returns the exponent e of the bin width 2**e: the smallest with which the _SIDE bins on one side of zero reach
-    beyond `largest`, but at least -1000, so that the width is a float64 number."""
+    """Returns the exponent e of the bin width 2**e for values of which the largest absolute value is `largest`: the
+    smallest e with _SIDE * 2**e > `largest`, because there are _SIDE bins on each side of zero. Returns at least -1000,
+    so that the width is a float64 number."""
     if largest == 0.0:
         return -1000
     return max(math.frexp(largest)[1] - (_SIDE.bit_length() - 1), -1000)
@@ -98,8 +100,8 @@ def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
-    """Returns the range with which the values in `histogram`, as codes of the Scheme object `scheme`, have the smallest
-    squared error. All values of a bin count as its centre.
+    """Returns the range for which the codes of `scheme`, the rule that makes codes of values, represent the values in
+    `histogram` with the smallest squared error. Each value counts as the centre of its bin.
 
     First tries ranges in which both ends are multiplied by the same factor, then changes each end alone around the best
     range so far. The range from the smallest to the largest value, extended to include 0, is tried too.
@@ -125,8 +127,8 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
 
 
 def squared_error(counts: NDArray[np.int64], values: NDArray[np.float64], extent: Range, scheme: Scheme) -> float:
-    """Returns the sum of squared errors of `values` as codes of the Scheme object `scheme` with the range `extent`.
-    `counts` has for each value how often it occurs."""
+    """Returns the sum of the squared errors of `values` when codes represent them. The codes follow from the range
+    `extent` by the rule `scheme`. `counts` has for each value how often it occurs."""
     scale = exact_scale(extent, scheme)
     if scale == 0.0:
         return float((counts * values**2).sum())

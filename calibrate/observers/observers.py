@@ -19,8 +19,9 @@ from .token_sums import BatchedMoments, TokenSums, read_tokens
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the options of observers: `sigma` is for `Sigma`, `percentile` for `Percentile`; `scheme`, a Scheme object,
-    says which codes inputs become, such as asymmetric int8."""
+    """Holds the options of observers: `sigma` is half the width of the range of `Sigma`, in standard deviations;
+    `percentile`, from 0 to 100, is for `Percentile`; `scheme` is the rule by which inputs become codes, such as
+    asymmetric int8."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
@@ -35,11 +36,11 @@ class Observer(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that reads the statistics of one tensor. The function raises ValueError if the tensor is empty
+        """The function that returns the statistics of one tensor. The function raises ValueError if the tensor is empty
         or contains NaN or infinities."""
 
     def add(self, reading: Any) -> None:
-        """Adds `reading`, the statistics of one tensor, which `read` returned."""
+        """Adds `reading`, the statistics of one tensor, which the function `read` returned."""
 
     def merge(self, other: Any) -> None:
         """Adds all statistics that were added to `other`, an observer of the same class."""

@@ -1,7 +1,7 @@
 """Extracts patches of a convolution's padded input as rows (patches, in * kernel height * kernel width).
 
-A convolution is a linear layer applied to these rows, so its statistics are gathered from patches as those of a linear
-layer are from rows. Only a sample of the patches is extracted.
+A convolution applies a linear layer to each of these rows. So the observers of a convolution gather their statistics
+from the rows, like the observers of a linear layer. Only a sample of the patches is extracted.
 """
 
 from dataclasses import dataclass, replace
@@ -29,13 +29,13 @@ class Patches:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, most: int) -> "Patches":
-        """Returns an extractor of at most `most` of the patches that `conv` multiplies with its weight, for each
-        input."""
+        """Returns a `Patches` object that extracts, from each input of `conv`, at most `most` of the patches that
+        `conv` multiplies with its weight."""
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of the
-        convolution's weight, flattened after its first axis."""
+        """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of
+        `weight.flatten(1)`, where `weight` is the convolution's weight."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True
@@ -64,7 +64,7 @@ class PatchSurvey(Survey):
 
     def read(self, x: Tensor) -> SurveyReading:
         """Returns a sample of the patches of `x`, an input of the convolution, as rows, and the extremes of each column
-        of these rows. Raises ValueError if they are empty or contain NaN or infinities."""
+        of these rows. Raises ValueError if the rows are empty or contain NaN or infinities."""
         rows = self.patches(x)
         return SurveyReading(channels_of(rows), rows, [])
 

@@ -1,15 +1,15 @@
 """Computes the ranges of layer inputs, after smoothing, in one replay (a run of the float model on recorded calls),
 separately for each timestep bin.
 
-The bins divide the noise levels of the calls so that all bins have about the same number of calls; the index of a
-level's bin is the number of edges not above the level. A level is the denoiser's time argument, so bins found in 28
-steps also apply in 20 or 50.
+The bins are intervals of noise levels, separated by levels that are called edges. The edges are chosen so that all bins
+have about the same number of different noise levels. A level that equals an edge is in the bin above that edge. A noise
+level is the denoiser's time argument, so bins found in 28 steps also apply in 20 or 50.
 
 A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
 of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
 of all bins, which is the static range. The calls of a bin are divided into cross-validation folds by prompt. For each
-fold in turn, the range of the other folds is judged on that fold (Stone, Cross-Validatory Choice and Assessment of
-Statistical Predictions, 1974). Each fold has its own observers, so one replay suffices.
+fold in turn, a range is computed from the other folds and judged on this fold (Stone, Cross-Validatory Choice and
+Assessment of Statistical Predictions, 1974). Each fold has its own observers, so one replay suffices.
 """
 
 import copy
@@ -54,8 +54,9 @@ Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, o
 
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
-    """Returns the noise levels that separate the timestep bins, (bins - 1,) float32 ascending, each halfway between two
-    neighbouring values of `levels`. If `levels` has fewer different values than `bins`, there are fewer bins."""
+    """Returns the edges, the noise levels that separate the timestep bins: (bins - 1,) float32 ascending. The different
+    values of `levels` are sorted and cut into `bins` parts with about the same number of values, or into one part for
+    each value if there are fewer values than `bins`. An edge lies halfway between the values on both sides of a cut."""
     distinct = sorted(set(levels))
     count = min(bins, len(distinct))
     starts = sorted({index * len(distinct) // count for index in range(1, count)})
@@ -77,9 +78,12 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's input after `transform` (None: as it is) with a separate observer for each cross-validation
-    fold of each timestep bin. `observer` is a key of OBSERVERS, `options` are its options. `bins` gives the bin and the
-    fold of the call that `current` says is running."""
+    """Observes one layer's input after `transform` (None: as it is).
+
+    There is a separate observer for each cross-validation fold of each timestep bin. `observer` is a key of OBSERVERS,
+    `options` are the options of these observers. `current` says which call is running, and `bins` to which bin and fold
+    the call belongs.
+    """
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
@@ -99,8 +103,8 @@ class BinnedObserver:
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
-        """Adds `reading`, the statistics of one input, which `read` returned, to the observer for the timestep bin and
-        the cross-validation fold of the current call."""
+        """Adds `reading`, the statistics of one input, which the function `read` returned, to the observer for the
+        timestep bin and the cross-validation fold of the current call."""
         level, edges = self._current.level, self._bins.edges
         index = 0 if level is None or not len(edges) else int(bins_of(torch.tensor(level), edges))
         self._observers[index][self._bins.folds.get(self._current.position, 0)].add(reading)
@@ -130,11 +134,12 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
     """Returns the range of each timestep bin for one layer's input: the bin's own range if it lowers the error on other
     calls, else the range over all bins.
 
-    `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. The error of a
-    range is the error of rounding, which follows from its scale by `scheme`, plus the error of clipping the values of a
-    fold that the range was not computed from. The share `share` of these values is assumed to lie as far outside the
-    range as the farthest value. A bin has few folds, so its clipping error is taken to be at least the mean over all
-    bins. Raises ValueError if nothing was observed.
+    `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. `scheme` is the
+    rule by which the input becomes codes. The error of a range is an estimated squared error: that of rounding,
+    scale**2 / 12, plus that of clipping. To estimate the clipping error, each fold is judged with the range of the
+    other folds: the share `share` of the fold's values is assumed to lie as far outside that range as the farthest
+    value. The mean over the folds is used. A bin has few folds, so its clipping error is taken to be at least the mean
+    over all bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -157,9 +162,8 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
 
 
 def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
-    """Returns the squared error, rounding plus clipping, of codes of the Scheme object `scheme` with the range
-    `extent`. The unit is the squared rounding error at scale 1; `clipped` is the ratio of the clipping error to the
-    rounding error."""
+    """Returns 12 times the squared error that codes with the range `extent` have by the rule `scheme`. The rounding
+    error is scale**2 / 12, and the clipping error is `clipped` times the rounding error."""
     return (1.0 + clipped) * exact_scale(extent, scheme) ** 2
 
 
@@ -194,10 +198,10 @@ def observe_ranges(
     """Runs the float model on `calls` and computes ranges for the inputs of the layers `names`, one for each timestep
     bin of `bins`.
 
-    `observer` is a key of OBSERVERS, `options` the options of observers; `transforms` is a dict from layer name to the
-    smoothing of its input. Returns the ranges of the layers that ran, a CurrentCall with the noise levels and prompt
-    numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts. Collective: `ranks` share
-    the calls, and all return the same.
+    `observer` is a key of OBSERVERS, `options` are the options of the observers; `transforms` is a dict from layer name
+    to the smoothing of its input. Returns the ranges of the layers that ran, a CurrentCall with the noise levels and
+    prompt numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts. Collective: every
+    rank calls this, `ranks` share the calls, and all ranks return the same.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite; DeviceError when memory runs out.
@@ -228,9 +232,9 @@ def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: 
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """Returns how the input of a layer becomes codes of the Scheme object `scheme`: a StaticInput with the only range
-    if `edges` is empty, else a TimestepInput with a range for each of the bins that `edges` separate. Returns None if
-    `dtype` cannot hold the scale of a range."""
+    """Returns the rule by which the input of a layer becomes codes: a StaticInput with the only range if `edges` is
+    empty, else a TimestepInput with a range for each of the bins that `edges` separate. `scheme` says which numbers are
+    codes; `dtype` stores the scales. Returns None if `dtype` cannot hold the scale of a range."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

@@ -26,10 +26,11 @@ def depth_of(source: tuple[int, int]) -> int:
     """Returns the depth of a tensor's rows: a sample that becomes too large drops the rows of the smallest depth first.
     `source` is the position of the call, and the index of the tensor among the layer's inputs in that call.
 
-    Half of all sources have depth 0, a quarter have depth 1, and so on; the sources of each depth are evenly spaced
-    over any regular sequence. The depth comes from Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3,
-    1973, section 6.4) of the position; the hashes of a call's tensors differ by multiples of the fractional part of the
-    square root of 2.
+    The depth is the number of leading zero bits of a 64-bit hash of `source`. So half of all sources have depth 0, a
+    quarter have depth 1, and so on. Within calls that are a fixed number of positions apart, such as every third call,
+    the calls of each depth are spaced evenly, because the position is hashed by multiplication with the golden ratio
+    (Fibonacci hashing: Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4). The index, multiplied by
+    the square root of 2, is added to the hash.
     """
     return 64 - ((source[0] * 0x9E3779B97F4A7C15 + source[1] * 0x6A09E667F3BCC909) % 2**64).bit_length()
 
@@ -92,7 +93,8 @@ class Sample:
 
     @property
     def levels(self) -> Tensor | None:
-        """The noise level of each row, (rows,) float32; None where a call has no noise level."""
+        """The noise level of each row, (rows,) float32; None if any of the rows comes from a call without a noise
+        level."""
         if any(entry.level is None for entry in self._kept):
             return None
         return torch.cat([torch.full((len(entry.rows),), float(entry.level or 0.0)) for entry in self._kept])

@@ -38,9 +38,9 @@ def survey_of(x: Tensor) -> SurveyReading:
 
 @lru_cache(64)
 def _row_indices(shape: torch.Size, device: torch.device) -> tuple[Tensor | None, ...]:
-    """Returns the indices of at most 8 rows, spaced evenly, of a tensor with the shape (*shape, channels): one tensor
-    on `device` for each axis of `shape`. A single index would need a reshaped tensor, and reshaping copies a slice
-    whole."""
+    """Returns the indices of at most 8 rows, spaced evenly, of a tensor with the shape (*shape, channels): one index
+    tensor on `device` for each axis of `shape`. Indexing by them copies only these rows, even if the tensor is a slice
+    of another, which a reshape to (rows, channels) would copy whole."""
     if not shape:
         return (None,)  # the tensor is a single row
     rows = shape.numel()
@@ -51,7 +51,8 @@ def _row_indices(shape: torch.Size, device: torch.device) -> tuple[Tensor | None
 
 class Survey:
     """Gathers the extremes of each channel and a sample of rows of the input of the layer `name`, separately for
-    held-out calls and for the other calls (`train`).
+    held-out calls and for the other calls. The attributes `held_out` and `train` hold the extremes of these two kinds
+    of calls.
 
     A replay calls `add` for each input of the layer, as for an observer (observers.py). `current` says whether the call
     that is running is held out.
@@ -117,23 +118,23 @@ class Survey:
 
     @property
     def fit_channels(self) -> Channels:
-        """The extremes of each input channel from which choices, such as smoothing factors, are made: over the calls
-        that are not held out, or over all calls if the layer had no input in one of the two kinds of calls."""
+        """The extremes of each input channel, for making choices such as smoothing factors: over the calls that are not
+        held out. If the layer had no input in held-out calls, or none in other calls, the extremes are those over all
+        calls."""
         return self.train if self.has_held_out else self.all
 
     @property
     def fit_sample(self) -> Sample:
-        """The sample of input rows from which choices, such as the scale of the input, are made: from the calls that
-        are not held out, or from the held-out calls if there are no others. Raises ValueError if the layer had no
-        input."""
+        """The sample of input rows for making choices, such as the scale of the input: from the calls that are not held
+        out, or from the held-out calls if there are no others. Raises ValueError if the layer had no input."""
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._train_rows or self._held_rows
 
     @property
     def judge_sample(self) -> Sample:
-        """The sample of input rows on which choices, such as smoothing factors, are judged: from the held-out calls, or
-        from the other calls if none are held out. Raises ValueError if the layer had no input."""
+        """The sample of input rows for judging choices, such as smoothing factors: from the held-out calls, or from the
+        other calls if none are held out. Raises ValueError if the layer had no input."""
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._held_rows or self._train_rows
@@ -146,6 +147,6 @@ class Survey:
 
     @property
     def has_tokens(self) -> bool:
-        """True if the input has more than eight rows for each sample of the batch, as tokens have; False for fewer
-        rows, as in a modulation."""
+        """True if the input has more than eight rows for each sample of the batch: then the rows are tokens. False for
+        fewer rows: then the input is a vector or a few for each sample, such as a time embedding."""
         return self.train.rows + self.held_out.rows > _FEW * self._current.samples

@@ -30,18 +30,18 @@ class SurveyState(NamedTuple):
 
 
 class SurveyResult(NamedTuple):
-    """The observations of one replay. A snapshot is what was observed in the first 1, 2, 4, ... prompts; the dicts of
-    snapshots have the numbers of calls and prompts (CallCount) as keys.
+    """The observations of one replay, which `survey_inputs` returns. A snapshot is what was observed in the first 1, 2,
+    4, ... prompts. Both dicts of snapshots have a CallCount, the numbers of calls and prompts, as key.
 
-    | field           | meaning                                                                                  |
-    |-----------------|------------------------------------------------------------------------------------------|
-    | state           | the surveys of all calls, merged over all ranks                                          |
-    | calls           | the number of calls that all ranks together replayed, the same number as in `last`       |
-    | last            | the numbers of calls and of prompts of the whole replay                                  |
-    | snapshots       | for each snapshot, the surveys of this process alone                                     |
-    | ranges          | the convolutions' input ranges, from minimum to maximum; empty without `options`         |
-    | range_snapshots | for each snapshot, the same ranges                                                       |
-    | silent          | the convolutions that received no input; empty without `options`                         |
+    | field           | meaning                                                                                     |
+    |-----------------|---------------------------------------------------------------------------------------------|
+    | state           | the surveys of all calls, merged over all ranks                                             |
+    | calls           | the number of calls that all ranks together replayed, the same number as in `last`          |
+    | last            | the numbers of calls and of prompts of the whole replay                                     |
+    | snapshots       | a dict of snapshots of `state`, but with the surveys of this process alone                  |
+    | ranges          | the convolutions' input ranges, from minimum to maximum; empty if they were not asked for   |
+    | range_snapshots | a dict of snapshots of `ranges`, over all ranks                                             |
+    | silent          | the convolutions that received no input; empty if no ranges were asked for                  |
     """
 
     state: SurveyState
@@ -64,11 +64,11 @@ def survey_inputs(
     options: Options | None,
 ) -> SurveyResult:
     """Runs `model` on the first `samples` calls (None: all) with a survey of the input of each linear layer in `plan`,
-    and with `convolutions` of each convolution too.
+    and of each convolution too if `convolutions` is True.
 
-    With `options` of observers, also records the minimum-to-maximum range of every convolution's input, one for all
-    noise levels. Collective for `work.ranks`. Raises MisfitError for a call that does not fit the model, and if there
-    are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
+    If `options` is not None, also records the minimum-to-maximum range of every convolution's input, one for all noise
+    levels. Collective: `work.ranks` share the calls. Raises MisfitError for a call that does not fit the model, and if
+    there are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}

@@ -8,8 +8,8 @@ torch sums the last axis of a contiguous tensor row by row, and the order of a r
 length. So the sum of a token is the same for any batching of tokens and any number of threads. The sums of tokens are
 then added exactly (exact_sum.py).
 
-Within a token, float32 is precise enough if the token's values vary enough around their mean: sum and sum of squares
-then keep 6 digits of the variance. Float32 takes a third of the time of float64, in which other tokens are summed. The
+torch sums a token in float32, which takes a third of the time of float64, if the token's values vary enough around
+their mean: the variance computed from both sums then has 6 correct digits. All other tokens are summed in float64. The
 choice of the dtype depends on the token alone.
 """
 
@@ -54,7 +54,7 @@ class TokenSums:
 
     def __init__(self, x: Tensor, sums: RowSums | None = None) -> None:
         """Reads the values of `x`, a tensor with any number of axes that is not empty. `sums` has the sums of the rows
-        where they are known already."""
+        if they are known already; None: they are computed here or later."""
         self.count = x.numel()
         self.cache: tuple[list[weakref.ref[TokenSums]], Moments] | None = None
         self.copy: Tensor | None = None
@@ -84,8 +84,9 @@ def _row_sums(x: Tensor) -> list[RowSums]:
 
 
 def row_sums_of(rows: list[TokenSums]) -> list[RowSums]:
-    """Returns the sums and the sums of squares of the rows of several tensors, in RowSums objects. The object and the
-    order in which a row comes may vary; an exact sum over all rows is always the same."""
+    """Returns the sums and the sums of squares of the rows of several tensors, in a list of RowSums objects. The order
+    of the rows, and their division among the objects, are arbitrary; exact totals over all rows do not depend on
+    them."""
     tensors_by_width: dict[tuple[int, torch.dtype], list[Tensor]] = {}
     for entry in rows:
         if entry.copy is not None:
@@ -181,7 +182,8 @@ class BatchedMoments:
 def _moments_of(rows: list[TokenSums]) -> Moments:
     """Returns the count, the sum and the sum of squares of all values of `rows`.
 
-    Layers with the same inputs ask for the same rows one after another, so the last entry of `rows` caches the result.
+    Layers with the same inputs call this one after another with the same TokenSums objects. So the result is stored in
+    the attribute `cache` of the last object, and is returned again if the next list has the same objects.
     """
     cached = rows[-1].cache
     if cached is not None and [ref() for ref in cached[0]] == rows:  # TokenSums compare by identity

@@ -61,9 +61,9 @@ def has_statistics(module: nn.Module) -> bool:
 def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> FoldedModel:
     """Folds the model's batch norms into the convolutions before them, for eval mode.
 
-    Folds in `model` itself with `changing`, otherwise in a copy; returns `model` itself if there is nothing to fold.
-    `call` has to run the whole model. If its output differs after folding, nothing is folded and the result has a
-    warning.
+    If `changing` is True, `model` itself is changed and returned; otherwise a copy. If there is nothing to fold,
+    returns `model` as it is. `call` has to run the whole model. If the model's output for `call` differs after folding,
+    nothing is folded and the result has a warning.
 
     Raises UsageError for a model that cannot be copied, MisfitError for a call that does not fit the model, and
     DeviceError when memory runs out.
@@ -101,8 +101,9 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
     """Runs `call`, and returns the pairs of convolution and batch norm that can be folded, in the order of the model's
     modules.
 
-    A pair can be folded if, each time the convolution runs, the batch norm is the only reader of its output, and if the
-    batch norm has no other inputs. Nothing but the convolution may read its weight, and neither module may have hooks.
+    A pair can be folded under three conditions. Each time the convolution runs, only the batch norm reads the
+    convolution's output, and all inputs of the batch norm are such outputs. Nothing but the convolution reads the
+    convolution's weight. Neither module has hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
@@ -240,8 +241,9 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
 
 
 def _close(before: Any, after: Any) -> bool:
-    """Returns whether `before` and `after`, two outputs of a model, are equal up to rounding: each floating-point
-    tensor up to 1e-4 of its norm, or 64 eps of its dtype if that is more."""
+    """Returns whether two outputs of a model, `before` and `after`, are equal up to rounding: for each floating-point
+    tensor, norm(after - before) <= t * norm(before), where t is the larger of 1e-4 and 64 times the eps of the
+    dtype."""
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     for old, new in pairs:
         if isinstance(old, Tensor) and old.is_floating_point():

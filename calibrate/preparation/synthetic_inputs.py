@@ -34,12 +34,13 @@ _NARROW = 0.05
 def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Makes calls of `model` with one synthetic input each, of `shape` (batch, ...) or with a larger batch.
+    """Makes calls of `model`, each with one synthetic input tensor: at least four calls where enough inputs can be
+    made. `shape` (batch, ...) is the shape of the tensors, but their batch may be larger.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. For other models, they are uniform numbers from 0 to 1, and `warnings_of` warns of that. The result
-    depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most `most`,
-    depends on the model's number of operations. Also works inside torch.inference_mode().
+    statistics. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that. The
+    result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most
+    `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
@@ -92,9 +93,12 @@ def warnings_of(model: nn.Module) -> list[str]:
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the number of batches, the number of inputs in a batch, and the number of iterations. Takes the largest
-    batches in _BATCHES that leave _LEAST iterations within _BUDGET floating-point operations, but no batch smaller than
-    that of `shape`, and then as many iterations as _BUDGET allows."""
+    """Returns the number of batches, the number of inputs in a batch, and the number of iterations.
+
+    The batches are the largest in _BATCHES for which _BUDGET, a number of floating-point operations, allows at least
+    _LEAST iterations. A batch is never smaller than that of `shape`. The number of iterations is as large as _BUDGET
+    allows, and at least _LEAST.
+    """
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
@@ -135,9 +139,9 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Yields a list, to which each call of a batch norm inside the `with` statement appends a loss: the squared
-    distance of the mean and the standard deviation of the batch norm's input from those that the batch norm stores, in
-    units of the stored deviation."""
+    """Yields a list, to which each call of a batch norm inside the `with` statement appends a loss. The loss compares
+    the batch norm's input with the stored statistics: the squared difference of the means plus that of the standard
+    deviations, in units of the stored standard deviation, averaged over the channels."""
     losses: list[Tensor] = []
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ def held_out(number: int) -> bool:
 
 
 class CurrentCall:
-    """The call being replayed, and totals over the calls so far.
+    """The call being replayed, and totals over the calls so far. The calls are those of all ranks, unless the table
+    says otherwise.
 
     | attribute | meaning                                                                                           |
     |-----------|---------------------------------------------------------------------------------------------------|

@@ -26,9 +26,9 @@ _SAME = 1e-6  # a coordinate whose deviation over its largest magnitude is small
 class Descriptor(NamedTuple):
     """Describes a call by the numbers by which calls are compared.
 
-    `level`: its noise level; None where it has none. `statistics`: for each floating-point tensor, by its path in the
-    arguments, the minimum, maximum and mean square of each group of neighbouring channels, (3, groups) float64.
-    `held_out`: whether the call is held out.
+    `level` is the call's noise level; None where it has none. `statistics` is a dict with an entry for each
+    floating-point tensor in the arguments: from the tensor's path to the minimum, maximum and mean square of each group
+    of neighbouring channels, (3, groups) float64. `held_out` says whether the call is held out.
     """
 
     level: float | None
@@ -47,8 +47,8 @@ def descriptor_of(call: Call) -> Descriptor:
 
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the floating-point tensors in `value`, nested dicts, lists and tuples, each with its path: the keys and
-    indices that lead to it, joined by dots."""
+    """Yields the path and the tensor for each floating-point tensor in `value`, a tensor or nested dicts, lists and
+    tuples. The path is `path`, followed by each key or index that leads to the tensor, with a dot before it."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value
@@ -100,9 +100,9 @@ def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
-    """Returns the calls that `descriptors` describe as points, (calls, coordinates) float64. The coordinates of the
-    noise level and those of each tensor are scaled to the same total variance, so that a tensor counts the same
-    whatever its number of channels."""
+    """Makes a point of each call: returns (calls, coordinates) float64. The coordinates are the noise level and the
+    statistics in the call's descriptor. The coordinates of the noise level and those of each tensor are scaled to the
+    same total variance, so that a tensor counts the same whatever its number of channels."""
     levels = torch.tensor(
         [[0.0 if descriptor.level is None else descriptor.level] for descriptor in descriptors], dtype=torch.float64
     )
@@ -120,8 +120,9 @@ def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """Scales the columns of `block` (calls, columns) to mean 0 and equal variances with the sum 1, and drops columns
-    that do not vary. A block has the coordinates that describe the noise level, or one tensor, of each call."""
+    """Scales the columns of `block` (calls, columns) to mean 0 and to equal variances that add up to 1, and drops
+    columns that do not vary. The columns of a block are the noise level of each call, or the statistics of one
+    tensor."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
     varies = deviation > _SAME * block.abs().amax(0)

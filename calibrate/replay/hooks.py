@@ -27,16 +27,16 @@ class InputObserver(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. The
-        function raises ValueError for a tensor that is empty or has values that are not finite."""
+        """A function that takes a tensor and returns the statistics that the observer adds up, such as the extremes.
+        The function raises ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Adds `reading`, the statistics of one tensor, which `read` returned."""
+        """Adds `reading`, the statistics of one tensor, which the function `read` returned."""
 
 
 class Readings:
-    """Keeps what an observer's `read` returned for the last tensors, so that a tensor that several layers receive one
-    after another is read once."""
+    """Keeps what the function `read` of an observer returned for the last four tensors, so that a tensor that several
+    layers receive one after another is read once."""
 
     def __init__(self, read: Callable[[Tensor], Any]) -> None:
         self._read = read
@@ -73,7 +73,8 @@ def hooked(
     from module name to hook; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
-    output. With `always_call` hooks also run after a forward that raised an exception; the output is then None.
+    output. A result other than None replaces the arguments or the output, as in torch. If `always_call` is True, the
+    hooks in `after` also run when the forward raised an exception; the output is then None.
     """
     handles = []
     try:
@@ -172,8 +173,8 @@ def layers_called(model: nn.Module, names: Iterable[str], calls: Iterable[Call],
     """Runs the float `model` on `calls` until each of the layers `names` was called, and returns the names of the
     layers that were called.
 
-    A layer that is not called never runs, or a function reads its weight directly; it must stay float. Collective:
-    `ranks` share the calls.
+    All other layers of `names` must stay float: either the model never uses the layer, or a function reads its weight
+    without calling the layer. Collective: `ranks` share the calls, and all return the same.
     """
     wanted, called = set(names), set[str]()
 

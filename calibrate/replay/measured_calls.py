@@ -1,9 +1,9 @@
 """Picks the calls that the SQNR of a calibration is measured on, from all noise levels and prompts.
 
 The calls are sorted by noise level and cut into as many strata of equal size as calls are wanted. One call is picked
-from each stratum (stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5): one whose prompt was picked
-least often so far, where a held-out prompt may be picked up to three times as often as another. Among calls that do not
-name their prompt, held-out calls are picked first.
+from each stratum (stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5): a call whose prompt was picked
+least often so far. Three picks of a held-out prompt count as one pick, so that about half of the picked calls are held
+out. Among calls that do not name their prompt, held-out calls are picked first.
 """
 
 from collections import Counter

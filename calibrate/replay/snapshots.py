@@ -16,7 +16,8 @@ class CallCount(NamedTuple):
 
 
 class Snapshots:
-    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, or after as many calls if these do not name their prompt.
+    """Calls the function `take` after 1, 2, 4, 8, ... prompts of a replay. If the calls do not name their prompt, each
+    call counts as a prompt.
 
     `by_count`: a dict from the number of calls and prompts to the result of `take`. `last`: the number of calls and
     prompts so far.
@@ -28,9 +29,9 @@ class Snapshots:
         self.last = CallCount(0, None)
 
     def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields `calls`. When the calls of the first 1, 2, 4, 8, ... prompts have been yielded (of calls that do not
-        name their prompt, the first 1, 2, 4, 8, ...), calls `take` before it yields the next call. The caller must have
-        run a call before it requests the next."""
+        """Yields `calls`, and calls `take` each time that all calls of the first 1, 2, 4, 8, ... prompts have been
+        yielded and another call is requested. The caller must have run a call before it requests the next. A call that
+        does not name its prompt counts as a prompt."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)

@@ -94,8 +94,9 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
     To first order, a call changes the logarithm of the ratio of both sums by its share of the signal minus its share of
     the noise. These differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques,
     1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives the width. The estimate
-    assumes calls drawn at random. Calls picked evenly over noise levels vary less than that, and calls of one prompt do
-    not show how prompts differ. Returns None for fewer than three calls, and if the signal or the noise is zero.
+    assumes calls drawn at random. If calls were picked evenly over noise levels, the interval is too wide; if all are
+    of one prompt, it does not show how prompts differ. Returns None for fewer than three calls, and if the signal or
+    the noise is zero.
     """
     count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
     if count < 3 or not (signal > 0.0 and noise > 0.0):
@@ -109,7 +110,8 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Makes `layer`, which is not part of a denoiser, read its noise level from `noise` inside the `with` statement."""
+    """Makes the integer layer `layer`, which belongs to no denoiser, use the noise level in `noise` inside the `with`
+    statement."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -153,8 +155,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
-    """Returns the tensors in the output of `model`, on the CPU, for each of the `calls` that belong to this one of
-    `ranks`."""
+    """Runs `model` on those of the `calls` that belong to this rank. Returns, for each of these calls, the
+    floating-point tensors in the output, on the CPU."""
     with evaluating(model):
         return [
             [tensor.to("cpu", copy=True) for tensor in tensors_in(run(model, call, position))]

@@ -32,8 +32,9 @@ class Sample(NamedTuple):
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
     """Makes a call from a sample of the user's data: a dict of keyword arguments, a list or tuple of positional
-    arguments, a pair (args, kwargs) if `model` takes these, or a single tensor. NumPy arrays become tensors. A value
-    that already is a call is returned unchanged. `position` is the position in the data, for messages.
+    arguments, a pair (args, kwargs) that the forward of `model` accepts as such, or a single tensor. NumPy arrays
+    become tensors. A value that already is a call is returned unchanged. `position` is the position in the data, for
+    messages.
 
     Raises FileError for a value of any other type, for a PIL picture or an array without numbers in it, and for a key
     that is not text.
@@ -94,8 +95,8 @@ def _unknown(value: Any) -> str:
 
 
 def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Callable[[], Iterable[Any]] | None:
-    """Returns a function that returns the calls made of all samples in `data`, each time it is called; None if `data`
-    is None or an empty list or iterator.
+    """Returns a function that returns the same calls each time it is called: one for each sample in `data`. Returns
+    None if `data` is None or an empty list or iterator.
 
     The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, may be read again;
     the calls are always the samples of the first pass (see `Passes`). Raises FileError for data that are not an
@@ -118,8 +119,8 @@ class Passes:
     shuffle or augment.
 
     Up to `limit` bytes of samples are copied and kept in memory. Larger data are read again in each pass, and each
-    sample is compared with its digest from the first pass. When the limit is reached, the samples read so far are read
-    again at once. So data that are shuffled or augmented are refused there, and not after a whole pass.
+    sample is compared with its digest from the first pass. Already when the first pass reaches the limit, it starts
+    again and compares the samples read so far, so that shuffled or augmented data are refused early.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:

@@ -1,5 +1,5 @@
-"""Rounds weights to integers so that the error of the layer's output is small: rounding methods, the sums they need,
-and the judge that compares them."""
+"""Rounds weights to integers so that the error of the layer's output is small: rounding methods, the sums that they
+need, and the judge that compares the methods."""
 
 # names of the rounding methods on the command line, with the module and function of each. The table is text, so that
 # --help need not import torch; `methods.WEIGHT_METHODS` has the functions.

@@ -21,11 +21,12 @@ def adaround(
 ) -> QuantizedWeight | None:
     """Rounds a weight by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
 
-    Adam minimises the exact error of the layer's output, not an estimate from samples, plus a regulariser that forces
-    each value to be rounded either down or up. The scale follows from each output channel's largest value. The learned
-    codes are then improved column by column, still only down or up, because many choices forced by the regulariser are
-    not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs of equal energy.
-    `scheme` says which codes a weight can have. Nothing is random. Costs 2 * out * in^2 flops for each iteration, in
+    `inputs` has sums of products of the layer's inputs, `iterations` is the number of Adam's steps, and `scheme` says
+    which codes a weight can have. Adam minimises the exact error of the layer's output, not an estimate from samples,
+    plus a regulariser that forces each value to be rounded either down or up. The scale follows from each output
+    channel's largest value. Because the regulariser forces many choices that are not optimal, the learned codes are
+    then improved column by column, still only down or up. Without inputs, rounds to the nearest, which is the optimum
+    for independent inputs of equal energy. Nothing is random. Costs 2 * out * in^2 flops for each iteration, in
     float32. Returns None if a channel of the weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:

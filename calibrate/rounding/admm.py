@@ -41,8 +41,8 @@ def admm(
     `inputs` has sums of products of the layer's inputs, from which the output error follows; without them, the error is
     that of the weight itself. `scheme` says which codes a weight can have. Nothing is random. The iterations are
     divided into seven stages with a rising penalty; a stage ends early when its codes stop changing. Costs 7 * in^3
-    flops for the factors and 2.5 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
-    weight is too small for a float32 scale.
+    flops for inverting a matrix in each stage and 2.5 * out * in^2 flops for each iteration, in float32. Returns None
+    if a channel of the weight is too small for a float32 scale.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None

@@ -1,11 +1,11 @@
 """Chooses weights and biases that compensate the rounding error in the layer's output; held-out calls judge them.
 
-With x the inputs of a layer and xq the values of their codes, a replay (a run of the float model on recorded calls)
-sums xq xq^T and xq (x - xq)^T for as many layers at once as memory allows, at least for one. The rounding methods
-choose the codes of the weights from these sums. The correction of the bias is the mean of W x - Wq xq over the same
-calls, where Wq are the values of the weight's codes (Nagel et al., Data-Free Quantization Through Weight Equalization
-and Bias Correction, arXiv 1906.04721, 2019). A layer for which no result is better than rounding to the nearest keeps
-rounding to the nearest.
+Let x be an input row of a layer with the float weight W, and let xq and Wq be the values that their codes stand for. A
+replay (a run of the float model on recorded calls) sums xq xq^T and xq (x - xq)^T, for as many layers at once as memory
+allows. The rounding methods choose the codes of the weights from these sums. The correction of the bias is the mean of
+W x - Wq xq over the same calls (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
+arXiv 1906.04721, 2019). A layer for which no result is better than rounding to the nearest keeps rounding to the
+nearest.
 """
 
 from collections.abc import Mapping
@@ -43,14 +43,12 @@ def choose_weights(
     work: Work,
     sums_bytes: float = SUMS_BYTES,
 ) -> dict[str, Choice]:
-    """Returns `choices`, a dict from layer name to how the layer is quantized, with the codes and bias corrections that
-    `method` computes, where these lower the layer's output error on rows of held-out calls, which `surveys` hold.
+    """Returns a changed copy of `choices`, a dict from layer name to how the layer is quantized. A layer gets codes and
+    a bias correction that `method` computes, if they lower the layer's output error on the held-out rows in `surveys`.
 
     `calls` are calls that are not held out. The model replays them once for each batch of layers; the sums that a batch
-    needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`.
-
-    Collective: the ranks of `work` share the layers. Each rank replays all of the calls, so that sums are added in the
-    same order on any rank.
+    needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`. Collective: the ranks of `work` share
+    the layers. Each rank replays all calls, so that sums are added in the same order on any rank.
     """
     chosen: dict[str, Choice] = {}
     batches = list(batches_of(layers_by_input(choices, surveys, work.ranks), surveys, method, sums_bytes))
@@ -97,13 +95,13 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
     """Returns `choice` with the scales of weight and input that EasyQuant finds in alternation on the rows in `survey`;
-    both may clip values. `module` is the float layer. Returns None where EasyQuant is not applicable, or gives no
-    codes.
+    both scales may clip values. `module` is the float layer. Returns None where EasyQuant is not applicable, or gives
+    no codes.
 
-    EasyQuant is applicable if it is among the methods, the input has one static range, and the layer is no convolution
-    with groups. EasyQuant is not applicable for a smoothed input, where clipping lowers the layer's error but raises
-    the model's; not without held-out calls; and not where the sampled rows do not reach half of the extremes, because a
-    value that is large in few rows would be clipped unnoticed.
+    EasyQuant is applicable if it is among the methods, the input has one static range, the layer is no convolution with
+    groups, and there are held-out calls. Two more conditions avoid harm. The input must not be smoothed or rotated:
+    there clipping lowers the layer's error but raises the model's. And the sampled rows must reach at least half of the
+    input's smallest and largest value: otherwise values that are large in few rows would be clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not applicable or not survey.has_held_out or not isinstance(choice.input, StaticInput):

@@ -52,14 +52,15 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried. With x a row of the
-    layer's input and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows: `gram`
-    (in, in) is G with damping, and `pull` (out, in) is w (C - G)^T, both in the same unit. The codes are numbers of the
-    set of `scheme`.
+    (out,) for these codes. `w` (out, in) is the float weight, in units of the scale of rounding to the nearest, as are
+    the returned scales; `steps` is the number of scales tried. With x a row of the layer's input and xq the values of
+    its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows. `gram` (in, in) is G with damping, and
+    `pull` (out, in) is w (C - G)^T, both divided by the mean of G's diagonal. `scheme` says which codes a weight can
+    have.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
-    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without
-    1 - cos^2, which would be the difference of nearly equal numbers.
+    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without 1 -
+    cos^2, which would be the difference of nearly equal numbers.
     """
     weight_gram = w @ gram
     best, scale = w.round(), torch.ones_like(w[:, 0])
@@ -87,7 +88,7 @@ def activation_scale(
     similar, by cosine, to the float output.
 
     `weight` is the float weight, `quantized` its codes and scales. `samples` (tokens, in) float32 are rows of the
-    layer's input, whose codes are those of the Scheme object `scheme`. Tries scales from 0.5 to 1.2 times the scale in
+    layer's input, and `scheme` is the rule by which they become codes. Tries scales from 0.5 to 1.2 times the scale in
     `qparams`, and returns `qparams` itself unless another scale is better. The scale is a value of `dtype`, and a code
     still stands for exactly 0. Costs 74 * tokens * in * out flops.
     """
@@ -119,12 +120,13 @@ def easy_quant_pair(
     iterations: int = _STEPS,
 ) -> tuple[QuantizedWeight, QParams] | None:
     """Runs all of EasyQuant: alternates between the scales of weight and activation until neither changes, at most
-    `alternations` times.
+    `alternations` times. Returns the rounded weight, and the scale and zero point of the layer's input; None if a
+    channel of the weight is too small for a float32 scale.
 
-    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its scale and zero point at the start,
-    `scheme` the Scheme object of its codes, `dtype` the dtype that its scale is rounded to; `iterations` is the number
-    of weight scales that `easy_quant` tries. Each alternation costs as much as `easy_quant` and `activation_scale`
-    together. Returns None if a channel of the weight is too small for a float32 scale.
+    `samples` (tokens, in) float32 are rows of the layer's input. `qparams` is the input's scale and zero point at the
+    start, `scheme` the rule by which the input becomes codes, and `dtype` the dtype to which the input's scale is
+    rounded. `iterations` is the number of weight scales that `easy_quant` tries. Each alternation costs as much as
+    `easy_quant` and `activation_scale` together.
     """
     quantized: QuantizedWeight | None = None
     for _ in range(max(alternations, 1)):
@@ -144,8 +146,8 @@ def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 
 
 def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
-    """Returns the scale and zero point for `factor` times the range that codes of the Scheme object `scheme` represent
-    with `qparams`; None if `dtype` cannot hold the scale."""
+    """Returns the scale and zero point of an input whose range is `factor` times the range that `qparams` stands for,
+    with codes by the rule `scheme`; None if `dtype` cannot hold the scale."""
     scale = factor * float(qparams.scale)
     parameters = stored_qparams(scale, (scheme.qmin - int(qparams.zero_point)) * scale, dtype, scheme)
     return None if parameters is None else QParams(*(tensor.to(qparams.scale.device) for tensor in parameters))

@@ -15,11 +15,11 @@ def gptq(
 
     Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
 
-    Rounds the columns in descending order of the energy of their inputs (act-order), with the scale that follows from
-    each output channel's largest value. Without inputs, rounds to the nearest. `scheme` says which codes a weight can
-    have. Nothing is random. GPTQ does not iterate, so it ignores `iterations`. Costs in^3 / 3 flops for the Cholesky
-    factor and out * in^2 flops for the columns. Returns None if a channel of the weight is too small for a float32
-    scale.
+    `inputs` has sums of products of the layer's inputs; `scheme` says which codes a weight can have. Rounds the columns
+    in descending order of the energy of their inputs (act-order), with the scale that follows from each output
+    channel's largest value. Without inputs, rounds to the nearest. Nothing is random. GPTQ does not iterate, so it
+    ignores `iterations`. Costs in^3 / 3 flops for the Cholesky factor and out * in^2 flops for the columns. Returns
+    None if a channel of the weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -32,9 +32,10 @@ def _codes(case: Case) -> Tensor:
     Hessian H.
 
     Uses the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
-    Babai's Nearest Plane Algorithm, 2025). The error is d H d with d = codes - t. With H = R R^T and R upper
-    triangular, d H d is a sum of squares with one square for each column, which depends on that column and the columns
-    before it. So the squares are minimised one by one.
+    Babai's Nearest Plane Algorithm, 2025). The error of an output channel is d H d^T, with d the channel's row of codes
+    - t. With H = R R^T and R upper triangular, the error is the sum of the squares of d R. Each of these squares
+    belongs to one column, and depends only on the codes of that column and of the columns before it. So the squares are
+    minimised one by one.
     """
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
     factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)

@@ -25,8 +25,9 @@ class JudgedRows(Protocol):
 
 @torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory
 def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
-    """Returns the squared error of the output of the layer that `choice` makes of `module`, divided by the sum of
-    squares of the float output, on the rows `inputs`; infinite if the choice gives no integer layer.
+    """Returns the relative squared error of the integer layer that `choice` makes of the float layer `module`, on the
+    rows `inputs`: the squared error of its output, divided by the sum of squares of the float output. Returns infinity
+    if `choice` gives no integer layer.
 
     A convolution's rows are patches of its input (patches.py).
     """

@@ -1,12 +1,13 @@
 """The objective of rounding weights: the error of the layer's output, computed from sums over its input, without stored
 activations.
 
-With w a row of the float weight, v = scale * codes the values of its codes, x the layer's float input and xq the values
-of the input's own codes, each sum running over all tokens:
+Let w be a row of the float weight, and v = scale * codes the row that its codes stand for. Let x be the layer's float
+input for one token, a column, and xq the values that the codes of this input stand for. Each sum runs over all tokens:
 
-    sum (w x - v xq)^2 = sum (w (x - xq))^2  +  d G d - 2 d (C - G) w        d = v - w, G = sum xq xq^T, C = sum xq x^T
+    sum (w x - v xq)^2 = sum (w (x - xq))^2  +  d G d^T - 2 d (C - G) w^T     d = v - w, G = sum xq xq^T, C = sum xq x^T
 
-The first term on the right is the cost of quantizing the input; it does not depend on v. The rest is `error`.
+The first term on the right is the cost of quantizing the input; it does not depend on v. The rest is what `error`
+returns.
 """
 
 from dataclasses import dataclass
@@ -30,10 +31,10 @@ class Inputs:
     """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, (in *
     height * width,).
 
-    With x a row of the float input and xq the values of its codes (x itself if only weights are quantized): `gram` (in,
-    in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) the sum of xq x^T; None means equal to `gram`.
-    Do not sum `cross` directly in float32: its difference from `gram` would be below the rounding error. Sum xq (x -
-    xq)^T instead and add the sum to `gram`.
+    Let x be a row of the float input and xq the values of its codes (x itself if only weights are quantized). `gram`
+    (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T. If `cross` is None,
+    it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be below the rounding
+    error. Sum xq (x - xq)^T instead and add the sum to `gram`.
     """
 
     gram: Tensor
@@ -43,8 +44,8 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """The least-squares problem that every rounding method solves for a weight: find codes q with small d H d, where d
-    = q - t.
+    """The least-squares problem that every rounding method solves for a weight: find codes q for which the error d H
+    d^T of each output channel is small, where d is the channel's row of q - t.
 
     `target` t (out, in) is the float weight to round, in units of `scale`, within the range of the codes of `scheme`.
     `scale` (out,) follows from the target's largest value. `hessian` H (in, in) is positive definite. The tensors are
@@ -95,9 +96,10 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 
 
 def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
-    """Returns for each output channel, (out,), the output error (see `error`) of the quantized weight `v` minus that of
-    the quantized weight `other`; `w` is the float weight, all (out, in). `inputs` has sums of products of the layer's
-    inputs. Computes the difference as a product, because the two errors may be nearly equal."""
+    """Returns by how much the output error (see `error`) of each output channel, (out,), is larger with the quantized
+    weight `v` than with the quantized weight `other`; `w` is the float weight. All three are (out, in). `inputs` has
+    sums of products of the layer's inputs. Computes the difference as a product, because the two errors may be nearly
+    equal."""
     difference, total = v - other, v + other
     if inputs is None:
         return (difference * (total - 2 * w)).sum(1)
@@ -107,14 +109,15 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
-    """Returns the least-squares problem of rounding a weight. The problem's target is the float weight that best suits
-    the quantized input; its Hessian says what an error of the codes costs in the output.
+    """Returns the least-squares problem of rounding a weight. Its target is the float weight that gives the best output
+    when the input is quantized, divided by the scale that follows from its largest value. Its Hessian is G below,
+    divided by the mean of G's diagonal, with damping. Without inputs, the target comes from the weight itself, and the
+    Hessian is the identity. `scheme` says which codes a weight can have.
 
     With w the float weight, x the layer's input and xq the values of its codes, the target v minimises sum (w x - v
     xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and C = sum xq x^T. lambda
     pulls v towards the float weight in directions with little input. In directions without input, which occur with dead
-    columns or with fewer tokens than columns, v equals the float weight. `scheme` gives the scale. Costs in^3 / 3 + 4 *
-    out * in^2 flops.
+    columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 + 4 * out * in^2 flops.
     """
     w = as_matrix(weight)
     dtype = precision(w.shape[1])
@@ -133,8 +136,9 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
-    """Returns the least-squares problem with the Hessian `hessian`, and with a target that is the float weight `target`
-    divided by the scale that follows from each output channel's largest value, under `scheme`."""
+    """Returns the least-squares problem with the Hessian `hessian`, for rounding the float weight `target`. The scale
+    of an output channel is the channel's largest magnitude divided by the largest code of `scheme`, and the problem's
+    target is `target` divided by this scale."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
@@ -142,7 +146,7 @@ def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
 
 
 def quadratic_form(d: Tensor, hessian: Tensor) -> Tensor:
-    """Returns the quadratic form d H d for each row of `d` (out, in), with H the matrix `hessian` (in, in): (out,)."""
+    """Returns d H d^T for each row d of `d` (out, in), with H the matrix `hessian` (in, in): a tensor (out,)."""
     return (d @ hessian).mul_(d).sum(1)
 
 
@@ -174,8 +178,8 @@ def cholesky(matrix: Tensor) -> Tensor:
 def better_channels(
     weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor, scheme: Scheme = WEIGHT
 ) -> QuantizedWeight | None:
-    """Returns the integer weight that has `codes` (out, in) and `scale` (out,) in the output channels where their error
-    is below that of rounding to the nearest, and is rounded to the nearest in all other channels.
+    """Returns an integer weight, rounded to the nearest except in the output channels where `codes` (out, in) and
+    `scale` (out,) give a smaller error. These channels have `codes` and `scale`.
 
     `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
     weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2
@@ -201,10 +205,10 @@ def better_channels(
 def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
     """Returns better codes of a layer's weight than `codes` (out, in), by coordinate descent.
 
-    Each of at most `sweeps` sweeps sets one column after another to the codes, between `low` and `high` (both (out,
-    in)), with the smallest error while all other columns stay as they are. The error of an output channel is d^T H d,
-    where d is its row of codes - case.target, and H is case.hessian. No step makes the error larger. A sweep costs
-    4 * out * in^2 flops.
+    There are at most `sweeps` sweeps, each of which changes one column after another. A column gets the codes with the
+    smallest error, while all other columns stay as they are. The codes stay between `low` and `high`, both (out, in).
+    The error of an output channel is d H d^T, where d is the channel's row of codes - case.target, and H is
+    case.hessian. No step makes the error larger. A sweep costs 4 * out * in^2 flops.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian

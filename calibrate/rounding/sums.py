@@ -37,10 +37,11 @@ class Sums:
     the same tensor share one `Sums`.
 
     `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
-    channels. The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq
-    the values of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in)
-    are the sums of xq xq^T and of xq (x - xq)^T; `gram` is only summed on and above the diagonal, until `inputs`
-    mirrors it. Without `squares`, `gram` and `residual` are None, because only biases are corrected.
+    channels. The function `read` selects the rows of an input that are summed. Let x be such a row, after smoothing,
+    and xq the values of its codes. Then `exact` and `rounded` (in,) are the sums of x and of xq over all these rows,
+    and `gram` and `residual` (in, in) are the sums of xq xq^T and of xq (x - xq)^T. Only the numbers on and above the
+    diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False, `gram` and
+    `residual` are None, because only biases are corrected.
 
     Where all rows of an input on the CPU have one scale, xq is this scale times whole numbers. There a compiled kernel
     sums products of integers: the products for `gram` are exact, and for `residual` x - xq is rounded (see
@@ -59,8 +60,8 @@ class Sums:
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
-        """Adds rows (rows, in) of the layer's input as the float model computes it; smoothing is applied to them
-        here."""
+        """Adds rows (rows, in) of the layer's input as the float model computes it; this method applies the layer's
+        smoothing to the rows."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
         compiled = kernels.library() if self._choice.input.ranged and x.device.type == "cpu" else None
         self.rows += len(x)
@@ -144,9 +145,9 @@ def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey]
 def batches_of(
     lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
-    """Divides `lists`, each of layers that share one input, into batches of lists whose `Sums` together fit in
-    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own. `surveys`
-    give the number of channels of each input, and `method` what is summed."""
+    """Divides `lists` into batches whose `Sums` together fit in `sums_bytes` bytes, and yields the batches. Each list
+    has the names of layers that share one input, and so one `Sums`. A list whose `Sums` alone are larger is a batch of
+    its own. `surveys` give the number of channels of each input, and `method` what is summed."""
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:

@@ -15,9 +15,9 @@ Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """Returns the fast form of the integer layer `layer`, an Int8Linear or Int8Conv2d, with the same tensors; `layer`
-    itself if it is one already, with its backend changed. The fast form runs on `backend`, a name in BACKENDS; None:
-    on the backend of its input's device.
+    """Returns the fast form of the integer layer `layer`, an Int8Linear or Int8Conv2d with the same tensors, which runs
+    on `backend`, a name in BACKENDS; None: on the backend of its input's device. If `layer` already is a fast form, its
+    backend is changed in place, and `layer` is returned.
 
     Raises UsageError if `backend` is not a name in BACKENDS.
     """
@@ -35,8 +35,8 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: str | bo
 
     With `backend` "cpu" or None, forwards of the model on a CPU also compute attention, and the layers that stay float,
     by the kernels that were measured to be fastest on this processor. `attention` limits the kernels for attention:
-    "auto" or True allows all; "float" allows those that compute in floating point; "torch" or False allows only
-    torch's.
+    "auto" or True allows all; "float" allows those that compute in floating point; "integers" allows only the one that
+    computes with integers; "torch" or False allows only torch's.
 
     Raises UsageError if `backend` is not a name in BACKENDS, or `attention` is another word.
     """

@@ -1,4 +1,5 @@
-"""Computes attention on a CPU, in several ways: the candidates among which `choice` chooses by measurement.
+"""Computes attention on a CPU, in several ways, which are called candidates. The module choice.py measures which
+candidate is the fastest on this processor.
 
 torch's attention uses MKL's matrix products, which are slow on processors that are not Intel's, and in bfloat16 and
 float16 on processors without instructions for these. In Octavo's own forms some rows of scores are computed at a time:
@@ -6,9 +7,9 @@ the weights exp(score - shift) are multiplied with the values, and the product i
 weights (Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). The shift is the largest score of the
 row. Scores and sums are float32.
 
-All candidates have the arguments query (..., rows, d), key (..., keys, d), value (..., keys, e), and as in
-F.scaled_dot_product_attention `attn_mask` and `scale`; they return (..., rows, e) in the dtype of `query`. Rows whose
-keys are all masked become zeros, as in torch.
+All candidates have the arguments query (..., rows, d), key (..., keys, d) and value (..., keys, e). The arguments
+`attn_mask` and `scale` are those of F.scaled_dot_product_attention. All candidates return (..., rows, e) in the dtype
+of `query`. Rows whose keys are all masked become zeros, as in torch.
 """
 
 import itertools
@@ -57,9 +58,10 @@ def _by_kernel(
 def _by_integers(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor | None:
-    """Computes attention by the kernel of native/attention.c. Returns None, so that the caller uses another candidate,
-    if a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel. `query`, `key`,
-    `value`, `attn_mask` and `scale` are those of F.scaled_dot_product_attention."""
+    """Computes attention by the kernel of native/attention.c. `query`, `key`, `value`, `attn_mask` and `scale` are
+    those of F.scaled_dot_product_attention. Returns None, so that the caller uses another candidate, if there is no
+    kernel, or if a number is NaN, infinite (except -infinity in the mask) or too large for the kernel (see
+    `Kernels.attention`)."""
     library = kernels.library()
     if library is None or (
         attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()
@@ -80,8 +82,8 @@ def _by_products(
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Computes attention by oneDNN's matrix products. `mask` and `scale` belong to scores to base 2: weights are
-    2 ** score."""
+    """Computes attention by oneDNN's matrix products. The weight of a score s is 2 ** s instead of e ** s: `scale` and
+    `mask` have already been multiplied by log2(e), as `_in_base_2` does."""
     y = empty_output(query, value)
     rows, keys = y.shape[-2], key.shape[-2]
     for index in itertools.product(*map(range, y.shape[:-2])):
@@ -109,8 +111,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def empty_output(query: Tensor, value: Tensor) -> Tensor:
-    """Returns memory for the output (..., heads, rows, e) of attention on `query` and `value`, in which all heads of a
-    row lie side by side, as models read them next."""
+    """Returns memory for the output (..., heads, rows, e) of attention on `query` and `value`. In memory the axes have
+    the order (..., rows, heads, e), because models next read all heads of a row together."""
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 
@@ -118,11 +120,13 @@ def empty_output(query: Tensor, value: Tensor) -> Tensor:
 def _in_base_2(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor | None, float]:
-    """Returns query, mask and scale for scores to base 2, where the weights are 2 ** score instead of exp(score):
-    `mask` as numbers to add to the scores, (..., rows, keys), and a scale that is not negative.
+    """Converts arguments of F.scaled_dot_product_attention for kernels that compute the weight of a score s as 2 ** s,
+    not e ** s. Returns the query, the mask and the scale. The scale and the mask are multiplied by log2(e). If the
+    scale is negative, the scale and the query change their sign. The mask becomes float numbers (..., rows, keys) to
+    add to scores.
 
-    Finite numbers of a mask stay finite: a row masked by the lowest float32 everywhere has equal scores, and is not
-    fully masked.
+    Finite numbers of a mask stay finite. So a row whose mask is the lowest float32 number everywhere still has equal
+    weights for all keys, and does not count as fully masked.
     """
     scale = (query.shape[-1] ** -0.5 if scale is None else scale) * _LOG2E
     if scale < 0:

@@ -94,8 +94,8 @@ def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
 
 
 def attention_gains(dtype: torch.dtype, word: str) -> bool:
-    """Returns whether, for inputs of `dtype` of at least one size class, attention should be computed by another
-    candidate than torch's, because that is faster. `word`, a key of ATTENTION, limits the candidates."""
+    """Returns whether any candidate for attention is faster than torch's in at least one size class, for inputs of
+    `dtype`. `word`, a key of ATTENTION, limits the candidates."""
     return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
 
 

@@ -29,8 +29,8 @@ def supports(layer: Int8Layer) -> bool:
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in), inside a graph of torch.compile. With `gelu`,
-    the name of an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in), inside a graph of torch.compile. If `gelu` is
+    not None, returns GELU of the output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _multiplies_codes():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")

@@ -30,23 +30,23 @@ _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can w
 
 
 def multiplies_codes() -> bool:
-    """Returns whether this processor can multiply the integers of linear layers fast: by oneDNN where it sums in int32,
-    else by Octavo's kernel. If not, the reference backend computes the layers."""
+    """Returns whether this processor can multiply the integers of linear layers fast: either oneDNN sums products in
+    int32 on it, or Octavo's kernel runs on it. If not, the reference backend computes the layers."""
     return sums_in_int32() or kernels.library() is not None
 
 
 @torch.compiler.disable
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
-    torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). If `gelu` is not None, returns GELU of the
+    output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     with torch._C.DisableTorchFunction():  # otherwise a mode, such as Attention, would be called in every small step
         return _linear(layer, x, gelu)
 
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
     """Returns the output (rows, out) of a static layer, in `dtype`, for an input that is already quantized: `q` holds
-    its uint8 codes (rows, in). With `gelu`, the name of an approximation of torch's GELU ("none" or "tanh"), returns
-    GELU of the output."""
+    its uint8 codes (rows, in). If `gelu` is not None, returns GELU of the output; `gelu` is then the argument
+    `approximate` of F.gelu, "none" or "tanh"."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer, q, 0, dtype, gelu)
@@ -107,8 +107,9 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape, with the scale and zero point
     `qparams`: in one pass of Octavo's compiled kernel for the dtypes that it accepts, else in a few passes of torch.
 
-    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. Both
-    are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
+    torch adds _WHOLE (1.5 * 2 ** 23) and SHIFT (128, from int8 to uint8 codes). A float32 number of this size has no
+    fraction, so the sum is rounded to a whole number; ties go to even codes, because both constants are even. They are
+    added after the zero point: a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
     """
     library = kernels.kernels_for(x)
     if library is not None:
@@ -136,8 +137,8 @@ def _store(out: Tensor, input_codes: Tensor) -> Tensor:
     """Writes `input_codes`, int8 codes as whole float32 numbers, into the uint8 tensor `out` of the same shape, with
     SHIFT added. Returns `out`, and overwrites `input_codes`.
 
-    After a sum with _WHOLE the codes are in the low bits of the float32 numbers, so they are read as int32: from int32
-    the CPU converts 16 numbers at a time, from float32 only one.
+    First adds _WHOLE (1.5 * 2 ** 23) too, so that the uint8 codes are the low bits of the float32 numbers. Then reads
+    these numbers as int32, because the CPU converts 16 int32 numbers to uint8 at a time, but only one float32 number.
     """
     return out.copy_(input_codes.add_(_WHOLE + SHIFT).view(torch.int32))
 

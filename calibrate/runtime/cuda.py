@@ -24,8 +24,8 @@ def _runs_kernels(device: torch.device) -> bool:
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
-    torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). If `gelu` is not None, returns GELU of the
+    output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     if triton_kernels is not None and _runs_kernels(x.device) and triton_kernels.supports(layer, x):
         return triton_kernels.linear(layer, x, gelu)
     return activated(layer.computed(x, int_matmul), gelu)

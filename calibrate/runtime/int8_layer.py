@@ -35,7 +35,8 @@ def number_of(layer: "Int8Layer") -> Tensor:
 
 class Int8Layer(IntegerLayer):
     """An integer layer that runs on `backend`, a name in BACKENDS; None: on the backend of the input's device, or on
-    the reference backend for a device without one.
+    the reference backend for a device without one. `number` is the layer's key in LAYERS, a 0-d int64 tensor.
+    `shared_codes` has the codes of the last input, which this layer shares with other layers of the model.
 
     On the CPU, the first forward of a layer packs the weights of all integer layers of the model, that is, copies them
     to oneDNN's layout, and frees the plain weights, so that only one copy is in memory. A plain weight is restored when
@@ -142,8 +143,8 @@ class Int8Layer(IntegerLayer):
         self.share(self.shared_codes)
 
     def share(self, shared_codes: SharedCodes | None) -> None:
-        """Makes this layer use `shared_codes`, by which layers that were given the same SharedCodes object compute the
-        codes of a common input only once. None: the layer computes all codes itself."""
+        """Gives this layer the object `shared_codes`. Layers with the same object compute the codes of an input that
+        they have in common only once. None: the layer computes all codes itself."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)
@@ -153,9 +154,9 @@ class LinearState(Int8Layer, QuantizedLinear):
     """Holds the tensors of an integer linear layer for backends. The subclass Int8Linear adds the forward."""
 
     def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
-        """Returns an object with which `library` computes the layer's product for codes of its input, with deq and
-        quant_bias of the timestep bin with the index `index`. For a dynamic layer the product lacks the scale of each
-        row and the bias."""
+        """Returns a function of `library`, an object of the class `kernels.Linear`, that turns codes of the layer's
+        input into its output in the timestep bin `index`. For a dynamic layer, the output lacks the scale of each row
+        and the bias."""
         if self._products is None:
             weight = self.weight.detach().contiguous()
             deq = self.deq if self.calibrated else self.weight_scale

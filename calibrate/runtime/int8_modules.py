@@ -26,8 +26,8 @@ class Int8Linear(LinearState):
     """A QuantizedLinear that runs on the backend `backend`; None: on the backend for its input's device."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
-        """Returns the output of the layer for a float `input` (..., in), in the input's dtype. With `gelu`, the name of
-        an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
+        """Returns the output of the layer for a float `input` (..., in), in the input's dtype. If `gelu` is not None,
+        returns GELU of the output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
         y: Tensor = backend_of(self, input).linear(self, input, gelu)
         return y
 
@@ -42,7 +42,7 @@ class Int8Conv2d(Conv2dState):
 
 class Int8GELU(nn.Module):
     """Computes the linear layer `proj` and GELU of its output in one pass. Takes the place of diffusers' module GELU,
-    and has tensors of the same names. `approximate` is the name of torch's approximation of GELU, "none" or "tanh"."""
+    and has tensors of the same names. `approximate`, "none" or "tanh", is the argument of this name of F.gelu."""
 
     def __init__(self, proj: Int8Linear, approximate: str) -> None:
         super().__init__()

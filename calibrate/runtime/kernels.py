@@ -1,7 +1,7 @@
 """Python bindings of the kernels in native/, which are compiled when Octavo is installed. Without them torch computes.
 
-The library holds the kernels once for each target: a set of vector instructions. The best one that this processor runs
-is used; the environment variable OCTAVO_KERNELS names another target, or "none".
+The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
+runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".
 """
 
 import ctypes
@@ -66,8 +66,9 @@ class Linear:
 
     def __call__(self, codes: Tensor, dtype: torch.dtype, gelu: str | None = None) -> Tensor:
         """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`, a key of TYPES. The sums
-        before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. With `gelu`, the name of an
-        approximation of torch's GELU ("none" or "tanh"), returns GELU of y, with an error of up to 2e-7 * |y|.
+        before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is not None, returns
+        GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of F.gelu, "none" or
+        "tanh".
 
         Raises MemoryError where memory ran out.
         """
@@ -91,8 +92,8 @@ class _Rows(ctypes.Structure):
 
 
 def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
-    """Returns the description of `x` (..., columns) as a tensor (batch, rows, columns), and the tensor that holds the
-    numbers: `x` itself or, if its last dimensions do not lie side by side in memory, a contiguous copy of it."""
+    """Describes `x` (..., columns) to a kernel as a tensor (batch, rows, columns). Returns this description, and the
+    tensor whose memory it points to: `x`, or a contiguous copy if the memory of `x` cannot be described so."""
     if x.ndim != 3 or x.stride(2) != 1:
         x = x.reshape(1, -1, x.shape[-1] if x.ndim else 1).contiguous()
     (batch, rows, columns), (batch_stride, row_stride, _) = x.shape, x.stride()
@@ -145,12 +146,14 @@ class Kernels:
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
     ) -> bool:
-        """Computes y = softmax(query @ key.T * scale + mask) @ value from products of integers, and returns whether `y`
-        is valid: not if a number is NaN, infinite or above 1e15, nor if memory ran out.
+        """Computes attention from products of integers. With scores = query @ key.T * scale + mask, each row of `y` is
+        the mean of the rows of `value` with the weights 2 ** score. For the usual weights e ** score, the caller
+        multiplies `scale` and `mask` by log2(e). Returns whether `y` is valid: not if a number is NaN, infinite (except
+        -infinity in `mask`) or too large, which means above 1e15 in `query` or `key` and above 1e25 in `value`, nor if
+        memory ran out.
 
         All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others
-        have the same dtype, a key of TYPES. `mask` and `scale`, which is not negative, belong to scores to base 2: the
-        weights of the softmax are 2 ** score.
+        have the same dtype, a key of TYPES. `scale` is not negative.
         """
         return _attend(self._attention, query, key, value, mask, y, scale)
 
@@ -173,8 +176,8 @@ class Kernels:
 
         `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
         `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
-        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude.
-        Raises MemoryError where memory ran out.
+        exact. The numbers of `errors` are rounded: in each column, 512 rows at a time, to multiples of 1 / 16383 of the
+        largest magnitude among these rows. Raises MemoryError where memory ran out.
         """
         call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
         call.is_double = gram.dtype == torch.float64
@@ -262,8 +265,8 @@ def digest(folder: Path) -> str:
 @cache
 def library() -> Kernels | None:
     """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
-    variable OCTAVO_KERNELS names. Returns None if there are none, if the variable is "none", or if they were compiled
-    from other C files.
+    variable OCTAVO_KERNELS names. Returns None if no kernels were compiled or this processor runs none of the targets,
+    if the variable is "none", or if the kernels were compiled from other C files.
 
     Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
     """

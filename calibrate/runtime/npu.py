@@ -24,8 +24,8 @@ _OUT = (torch.float16, torch.bfloat16)  # dtypes that npu_quant_matmul can retur
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
-    torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). If `gelu` is not None, returns GELU of the
+    output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:

@@ -1,9 +1,10 @@
 """Packs weights of linear layers: copies them to oneDNN's layout for uint8 x int8 products, ten times as fast as
 oneDNN's own function, which writes byte by byte.
 
-In this layout, which oneDNN calls BA16a64b4a, a weight (out, in) is padded with zeros to multiples of 64. A word is the
-four int8 values of four neighbouring inputs of one row. The words are stored in the order (out / 64, in / 64, 16, 64),
-where 16 counts the words of 64 inputs and the last 64 the rows. The negated sum of each row follows, in int32.
+In this layout, which oneDNN calls BA16a64b4a, a weight (out, in) is padded with zeros to multiples of 64 and cut into
+blocks of 64 rows and 64 columns. A word is the four int8 values of four neighbouring columns of one row, so each row of
+a block has 16 words. The words are stored in the order (out / 64, in / 64, 16, 64): block by block, and in a block word
+by word for all 64 rows. The negated sum of each row follows, in int32.
 """
 
 import ctypes

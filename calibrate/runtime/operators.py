@@ -84,7 +84,7 @@ class FastOperators(TorchFunctionMode):
 
     def enter(self, model: nn.Module, *_: Any) -> None:
         """Enters this mode before a forward of `model` on a CPU; a forward pre-hook. Does nothing if the mode is still
-        active, because the forward before was interrupted."""
+        active, which happens if the previous forward was interrupted."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
@@ -96,8 +96,9 @@ class FastOperators(TorchFunctionMode):
 
 
 def _is_plain(dtypes: tuple[torch.dtype, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether a float layer may be computed in float32: if its input `x`, `weight` and `bias` are tensors of no
-    subclass but Parameter, are on a CPU, have one dtype, which is in `dtypes`, and need no gradients."""
+    """Returns whether a float layer may be computed in float32. This is so if its input `x`, `weight` and `bias` are
+    plain tensors or parameters (no subclasses) on a CPU, have the same dtype, which is in `dtypes`, and need no
+    gradients. Autocast must be off."""
     if x.dtype not in dtypes or torch.is_autocast_enabled("cpu"):
         return False
     tensors = [x, weight, *([] if bias is None else [bias])]
@@ -175,8 +176,9 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether candidates other than torch's may compute attention for these inputs: if they are plain tensors
-    on a CPU that need no gradients, of one dtype in DTYPES, and with shapes that belong together."""
+    """Returns whether candidates other than torch's may compute attention for these inputs: if all are plain tensors
+    (no subclasses) on a CPU that need no gradients, `query`, `key` and `value` have one dtype in DTYPES and the same
+    batch and heads, `attn_mask` broadcasts to the scores, and autocast is off."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False

@@ -9,8 +9,8 @@ from .int8_layer import Conv2dState, LinearState
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
-    torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). If `gelu` is not None, returns GELU of the
+    output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     return activated(QuantizedLinear.forward(layer, x), gelu)
 
 
@@ -21,6 +21,6 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
 
 
 def activated(y: Tensor, gelu: str | None) -> Tensor:
-    """Returns GELU of `y`, where `gelu` is the name of torch's approximation, "none" or "tanh". Returns `y` itself if
-    `gelu` is None."""
+    """Returns GELU of `y`, with `gelu` ("none" or "tanh") as the argument `approximate` of F.gelu. Returns `y` itself
+    if `gelu` is None."""
     return y if gelu is None else F.gelu(y, approximate=gelu)

@@ -28,12 +28,13 @@ _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 @triton.jit
 def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes the int8 codes of one row of the float input `x` into the same row of `q`; both are (samples * rows, ins).
-    The index of the row is Triton's program_id(0). BLOCK is a power of two, at least `ins`.
+    """Writes the int8 codes of one row of the float input `x` into the same row of `q`; both are (samples * rows, ins),
+    where `rows` is the number of rows of a sample. The index of the row is Triton's program_id(0). BLOCK is a power of
+    two, at least `ins`.
 
     The row is first multiplied by `factors` (ins,); None: by nothing. If DYNAMIC, the kernel computes the row's scale
     and writes it into `scale` (samples * rows,), and `zero_point` is None. Otherwise it reads `scale` and `zero_point`
-    (samples,).
+    (samples,), one number for each sample.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -62,13 +63,13 @@ def product_kernel(
 ):  # fmt: skip
     """Writes a tile (ROWS, OUTS) of a layer's output into `y` (samples, rows, outs), or GELU of it if GELU is "none" or
     "tanh". Reads INS of the `ins` columns of the input `x` (samples, rows, ins) and of the int8 `weight` (outs, ins) at
-    a time. `scale` is deq for KIND "static", else the weight's scale; `row_scale` that of x's rows. `bias` can be None.
+    a time. `scale` is deq for KIND "static", else the weight's scale. `row_scale` has the scales of the rows of `x`.
 
     | KIND      | x     | scale           | row_scale         | bias                  |
     |-----------|-------|-----------------|-------------------|-----------------------|
     | "static"  | int8  | (samples, outs) | None              | int32 (samples, outs) |
-    | "dynamic" | int8  | (outs,)         | (samples * rows,) | (outs,)               |
-    | "float"   | float | (outs,)         | None              | (outs,)               |
+    | "dynamic" | int8  | (outs,)         | (samples * rows,) | (outs,) or None       |
+    | "float"   | float | (outs,)         | None              | (outs,) or None       |
     """
     sample = tl.program_id(2).to(tl.int64)
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -103,9 +104,10 @@ def _sums(
     x, weight, scale, row, channel, ins,
     FLOAT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sums (ROWS, OUTS) of products of the rows `row` of `x` and the rows `channel` of `weight`. Reads INS
-    of the `ins` columns at a time. Without FLOAT the sums are int32. With FLOAT they are float32, and the weight's
-    codes are first multiplied by `scale` (OUTS,) and rounded to the dtype of `x`."""
+    """Returns the sums (ROWS, OUTS) of products of two sets of rows: those of `x` with the indices `row` (ROWS,), and
+    those of `weight` with the indices `channel` (OUTS,). Reads INS of the `ins` columns at a time. Without FLOAT the
+    sums are int32. With FLOAT they are float32, and the weight's codes are first multiplied by `scale` (OUTS,) and
+    rounded to the dtype of `x`."""
     column = tl.arange(0, INS)
     left = x + row[:, None] * ins + column[None, :]
     right = weight + channel[None, :] * ins + column[:, None]
@@ -223,8 +225,8 @@ def supports(layer: LinearState, x: Tensor) -> bool:
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`, a float tensor (..., in) for which `supports` returns True. With `gelu`,
-    the name of an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in) for which `supports` returns True. If `gelu` is
+    not None, returns GELU of the output; `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     operators, transform, factors = torch.ops.octavo, layer.transform, None
     if isinstance(transform, Multiply) and not layer.weight_only:
         factors, rows = transform.factors, x

@@ -28,8 +28,9 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """Names one source of the input of smoothed layers, into which their smoothing factors are folded: the outputs from
-    index `start` on of the layer or norm `target`, or the numbers from `start` on of the flattened parameter `target`.
+    """Names one source of the input of smoothed layers. Their smoothing factors are folded into the outputs of the
+    layer or norm `target`, or, if `target` is a parameter, into its flattened numbers: factor i into output or number
+    `start` + i.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
@@ -48,8 +49,8 @@ class FoldGroup(Protocol):
     """A smoothing group: layers whose inputs are divided by the same smoothing factors, because they share an input or
     because their inputs come from the same sources.
 
-    `folds` are the only sources of these inputs, and their outputs reach no other layers. If `folds` is empty, the
-    factors of these layers cannot be folded.
+    `folds` are the only sources of these inputs, and the outputs of these sources reach no other layers. If `folds` is
+    empty, the factors of these layers cannot be folded.
     """
 
     @property
@@ -131,8 +132,8 @@ def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Ten
 
 
 def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
-    """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or if
-    a member is None, which stands for a layer that stays float."""
+    """Returns the mul_scale of the layers `members` if it is the same for all; None if a layer has another mul_scale or
+    no mul_scale, or if a member is None, which stands for a layer that stays float."""
     return _common([None if member is None else member.mul_scale for member in members])
 
 
@@ -169,9 +170,9 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
-    """Returns the `Numbers` (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
-    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if such a layer cannot be
-    made."""
+    """Returns the `Numbers` (weight, scales, bias and so on) of a layer that computes y * factors + plus, where y is
+    the output of `layer`, with the same int8 codes. `factors` and `plus` are (out,) float64. Returns a text with the
+    reason if such a layer cannot be made."""
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None
@@ -186,8 +187,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with these `numbers`, whose input ranges are known, adds to the product of weight
-    and input for each output channel, float64 (out,).
+    """Returns the offset, float64 (out,), that a layer adds to the product of weight and input for each output channel.
+    `numbers` describe the layer, whose input ranges have to be known.
 
     The offset of a channel is its float bias, unless the value of the integer bias (quant_bias) differs from the float
     bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of quant_bias.

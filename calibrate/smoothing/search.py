@@ -45,7 +45,7 @@ T = TypeVar("T")
 class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
     `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain` is by how many dB
-    the transform lowers the relative error of the output, summed over all layers that share it."""
+    the transform lowers the sum of the relative output errors of all layers that share the transform."""
 
     transform: Transform
     alpha: float | None
@@ -53,9 +53,9 @@ class Smoothing(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """The transforms to try: smoothing with each of the exponents `alphas`, and rotations of groups of each of the
-    `rotations`, numbers of channels. `multipliers`: whether smoothing may multiply inputs at run time; otherwise only
-    factors are tried that can be folded into what produces the input."""
+    """The transforms to try: smoothing with each of the exponents `alphas`, and rotations that mix groups of channels,
+    with each of the group sizes `rotations`. `multipliers`: whether smoothing may multiply inputs at run time;
+    otherwise only factors are tried that can be folded into what produces the input."""
 
     alphas: tuple[float, ...] = ALPHAS
     rotations: tuple[int, ...] = ()
@@ -63,7 +63,7 @@ class Tried(NamedTuple):
 
     @property
     def rotated(self) -> "Tried":
-        """The transforms to try without smoothing."""
+        """A copy of this object without the exponents: only rotations are tried."""
         return self._replace(alphas=())
 
 
@@ -79,8 +79,8 @@ def smooth(
     work: Work,
     tried: Tried = SMOOTHING,
 ) -> dict[str, Smoothing]:
-    """Searches for the best of the transforms `tried`, and returns a dict from layer name to transform, for the layers
-    whose output error it lowers by at least 10 %.
+    """Searches for the best of the transforms `tried` for each layer. Returns a dict from layer name to transform, with
+    the layers whose output error is lowered by at least 10 %.
 
     `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
     are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
@@ -201,10 +201,10 @@ def _best_smoothing(
     scheme: Scheme,
     tried: Tried,
 ) -> tuple[Smoothing | None, float]:
-    """Returns the best transform, the same for all layers in `names`, or None if none lowers their error by at least 10
-    %. Also returns the sum of the layers' relative output errors with this transform, or without one if there is none.
-    `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes. `surveys` has the survey of
-    each layer's input; `tried` has the transforms to try."""
+    """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
+    output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
+    transform. `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes. `surveys` has
+    the survey of each layer's input; `tried` has the transforms to try."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -255,8 +255,8 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
 
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors, rounded to the model's dtype,
-    so that weights are divided by exactly the numbers that multiply the input.
+    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors. The multiplier is rounded to
+    the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally

@@ -1,8 +1,8 @@
 """Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
 
 Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
-Only a file that passes is loaded with torch.load: with `weights_only`, or with `DataUnpickler` if its pickles have
-another protocol than 2, because `weights_only` reads no other.
+Only a file that passes is loaded with torch.load: with `weights_only`, or, if its pickles have another protocol than 2,
+which `weights_only` cannot read, with `DataUnpickler`.
 """
 
 import codecs
@@ -66,9 +66,9 @@ class Claims:
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
     def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
-        """Checks and returns a storage. `identity` is its id in torch.save: (kind, type, key, device, elements).
+        """Checks and returns a storage. `identity` is its id in torch.save: ("storage", type, key, device, elements).
 
-        Raises FileError if the storage claims more bytes than the file has, ValueError for another kind of id.
+        Raises FileError if the storage claims more bytes than the file has, ValueError for an id of another form.
         """
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
@@ -206,7 +206,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """Wraps `file` so that `read` raises EOFError for a `count` of more than `size` bytes.
+    """Wraps `file` so that `read(count)` raises EOFError if `count` is more than `size` bytes.
 
     Without this limit an unpickler may allocate as much memory as the pickle requests, before it reads.
     """
@@ -270,8 +270,8 @@ class DryUnpickler(DataUnpickler):
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
     """Inspects a zip archive of torch.save, without loading it; adds its storages and pickle protocol to `claims`.
 
-    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is another kind of zip
-    archive. For a damaged archive zipfile and pickle raise errors of any class.
+    Raises NotAllowed if it names a class or function that is not in NAMES, FileError if it claims more memory than it
+    has bytes or is another kind of zip archive. For a damaged archive zipfile and pickle raise errors of any class.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -297,8 +297,9 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
     """Inspects a file in the format of torch.save before torch 1.6, a sequence of pickles, without loading it.
 
-    Adds the file's storages and pickle protocols to `claims`. Raises NotAllowed if the file needs code, FileError if it
-    claims more memory than it has bytes or is a plain pickle. For a damaged file pickle raises errors of any class.
+    Adds the file's storages and pickle protocols to `claims`. Raises NotAllowed if the file names a class or function
+    that is not in NAMES, FileError if the file claims more memory than it has bytes or is a plain pickle. For a damaged
+    file pickle raises errors of any class.
     """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")

@@ -1,4 +1,4 @@
-"""Reads and writes lists of calls in files of torch.save, as other tools make them, without running their code."""
+"""Reads and writes lists of calls in files of torch.save, as other tools make them. Runs no code from the files."""
 
 import os
 from collections import Counter
@@ -70,7 +70,7 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
     """Loads a list of samples from a file of torch.save; returns (args, kwargs) for each sample.
 
     A sample, the arguments of one call, is a dict of keyword arguments, or a list or tuple of positional ones. Raises
-    FileError for a file that needs code or holds no list of samples, MisfitError for an empty list.
+    FileError for a file that would run code when loaded or holds no samples, MisfitError for an empty list.
     """
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
@@ -93,10 +93,11 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
 
 
 def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
-    """Writes calls with torch.save, as a list with one entry for each call: a dict of its keyword arguments.
+    """Writes calls with torch.save, as a list with one entry for each call. The entry is the dict of the call's keyword
+    arguments, or, for a call with only positional arguments, their tuple.
 
-    The entry of a call without keyword arguments is the tuple of its positional ones. Keeps the whole list in memory.
-    Raises MisfitError for a call that has both kinds of arguments, StorageError if the disk is full.
+    Keeps the list in memory. Raises MisfitError for a call with both kinds of arguments, StorageError if the disk is
+    full.
     """
     samples: list[Any] = []
     for call in calls:
@@ -115,9 +116,9 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
     """Converts a torch.save file with a list of calls to a capture, as the calls of one prompt.
 
-    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that needs
-    code or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty list;
-    StorageError if the directory holds a capture or cannot be written.
+    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that would run
+    code when loaded or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty
+    list; StorageError if the directory holds a capture or cannot be written.
     """
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}

@@ -1,4 +1,7 @@
-"""Converts tensors to blobs, bytes that are stored under their hash: checks, divides into rows, computes statistics."""
+"""Makes blobs from tensors: checks a tensor, divides it into rows, computes its statistics.
+
+A blob is the bytes of a tensor, or of a row of it, which are stored under their hash.
+"""
 
 import math
 from collections.abc import Sequence
@@ -52,7 +55,7 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """Divides `settled`, a contiguous CPU tensor, into rows that are stored one by one; returns None if it is stored as
-    one blob.
+    one blob, because it has a single row, too many rows or too small ones.
 
     The rows are the slices along dim 0: classifier-free guidance passes the same latents twice, which are then stored
     once. For a single picture or video (dim 0 has size 1) the rows are its channels: the channels that hold a

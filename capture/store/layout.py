@@ -33,8 +33,9 @@ _MANIFEST: Kind = fields(
 class CallHeader(NamedTuple):
     """Describes a recorded call without its arguments.
 
-    `component` is the name of the denoiser, `index` the number of the call among its calls in the unit, `step` the
-    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond".
+    `component` is the name of the denoiser, `index` the position of the call, from 0, among the denoiser's calls in the
+    recording, stored or not, `step` the denoising step, `timestep` the noise level, and `context` the pipeline's name
+    for the call, such as "cond".
     """
 
     component: str
@@ -47,8 +48,9 @@ class CallHeader(NamedTuple):
 class Call(NamedTuple):
     """Holds a recorded call of the denoiser `component`.
 
-    `index` is the number of the call among its calls in the unit, `step` the denoising step, `timestep` the noise
-    level, and `context` the pipeline's name for the call, such as "cond". `args` and `kwargs` are the arguments.
+    `index` is the position of the call, from 0, among the denoiser's calls in the recording, stored or not, `step` the
+    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond". `args`
+    and `kwargs` are the arguments.
     """
 
     component: str
@@ -64,8 +66,8 @@ class Unit(NamedTuple):
     """The content of a unit.json: describes the calls of one prompt, without their tensors.
 
     `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` is the size of all
-    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once. `name` is the
-    name of the unit's directory, `digest` that of the file.
+    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once. `name` is the name of the
+    unit's directory, `digest` the SHA-256 of unit.json.
     """
 
     index: int  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Writes the data files of a unit (the stored calls of one prompt) from the tensors' own memory."""
+"""Writes the data files of a unit (the stored calls of one prompt) from the tensors' own memory, without copies."""
 
 from collections.abc import Sequence
 from pathlib import Path

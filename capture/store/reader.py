@@ -22,7 +22,8 @@ __all__ = ["Call", "CallHeader", "Capture", "TensorInfo", "Unit"]
 
 
 class TensorInfo(NamedTuple):
-    """Describes a stored tensor without its values; `dtype` is torch's name, such as float16."""
+    """Describes a stored tensor without its values; `dtype` is torch's name, such as float16; `stats` is None for
+    integers and booleans."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -152,7 +153,7 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """Reads the calls of one prompt from the open data files in `folder`. `body` is the content of their unit.json.
+    """Reads the calls of one prompt from the open data files in `folder`. `body` is the content of unit.json.
 
     `remedy` ends the messages of errors. A tensor is stored as one or several blobs, byte strings with a hash as key.
     `checked` has the keys of the blobs whose bytes were compared with their key.
@@ -205,7 +206,7 @@ class _Source:
     def tensor(self, entry: int) -> "torch.Tensor":
         """Reads a tensor, given `entry`, its number in unit.json. Raises FileError if its bytes are damaged.
 
-        Raises one of the errors in the tuple MALFORMED if unit.json describes the tensor wrongly.
+        Raises one of the errors in the tuple MALFORMED, such as KeyError, if unit.json describes the tensor wrongly.
         """
         import torch
 
@@ -257,7 +258,7 @@ class _Source:
 
 @contextmanager
 def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
-    """Opens the data files of one prompt's calls while the `with` block runs.
+    """Opens the data files of one prompt's calls while the `with` block runs; yields the _Source that reads them.
 
     Raises FileError if the unit.json of `unit` changed since the capture was opened.
     """

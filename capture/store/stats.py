@@ -1,4 +1,4 @@
-"""Defines the statistics of float tensors that unit.json holds for each stored tensor or row of a tensor."""
+"""Defines the statistics that unit.json holds for each stored float tensor, or row of a float tensor."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

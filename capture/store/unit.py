@@ -21,9 +21,10 @@ from .tree_encoder import encode
 
 
 class TensorState(NamedTuple):
-    """The version counter, address, shape and strides of a tensor object when it was stored.
+    """The version counter, address, shape and strides that a tensor object had when it was stored, and the number
+    `entry` of the stored tensor in the unit's list of tensors.
 
-    While an object has the same four, its values are unchanged. `entry` is its number in the unit's list of tensors.
+    While the first four of an object are unchanged, its values are unchanged.
     """
 
     version: int
@@ -110,7 +111,7 @@ class UnitWriter:
         }
 
     def _put(self, tensor: torch.Tensor) -> int:
-        """Returns the number of a tensor in the unit's list of tensors, to which a tensor with new content is added."""
+        """Returns the number of a tensor in the unit's list of tensors; adds it to the list if its content is new."""
         if tensor.is_inference():  # has no version counter
             return self._put_content(tensor)
         now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -161,7 +162,7 @@ class UnitWriter:
 
     def _flush(self, keep_last: bool) -> None:
         """Writes the tensors still in memory to data files. With `keep_last`, the tensors for the last file stay in
-        memory.
+        memory, as more may be added to it.
 
         Raises StorageError if the disk is full.
         """

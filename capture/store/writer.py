@@ -106,8 +106,8 @@ class CaptureWriter:
     def _start(self, resume: bool | None) -> None:
         """Writes the manifest, or compares it with that of an existing capture; reads which units are stored.
 
-        `resume` is whether the user wants to continue an existing capture. Raises StorageError if one with stored units
-        exists and `resume` is not True, MisfitError if the manifests differ.
+        `resume` is whether the user wants to continue an existing capture. Raises StorageError if a capture with stored
+        units exists and `resume` is not True; MisfitError if the manifests differ.
         """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
@@ -158,10 +158,11 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Returns `exc`, if it is the error of a full disk, with another message: how many prompts are stored, what
-        space the rest need.
+        """Adds a count to the error of a full disk: returns a StorageError that says how many prompts are stored and
+        what space the rest need.
 
-        Returns any other error unchanged. `writer` is the writer of the current unit, None outside of `unit`.
+        Returns `exc` itself if it is any other error. `writer` is the writer of the current unit, None outside of
+        `unit`.
         """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc

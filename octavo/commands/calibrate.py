@@ -24,6 +24,7 @@ from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
+from octavo.pipelines.loras import parse_loras
 
 from ..terminal import Terminal
 from ..words import DENOISER_FORMATS
@@ -69,8 +70,8 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
-    """Checks the options before any file is read. Raises UsageError for options of `octavo calibrate-cnn`, for formats
-    of image classifiers, and for a --max-shard-size that is no size. The first of `ranks` also raises StorageError if
+    """Checks the options before any file is read. Raises UsageError for options and formats that only `octavo
+    calibrate-cnn` takes, and for a --max-shard-size that is no size. The first of `ranks` also raises StorageError if
     OUT cannot be written."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
@@ -117,11 +118,12 @@ def _calibrate_whole(
 def _model(
     captured: Captured, options: CalibrateOptions, ranks: Ranks
 ) -> tuple[nn.Module, Rerun | None, Origin | None]:
-    """Loads the captured denoiser and casts it to --dtype, the dtype in which the quantized model will run.
+    """Returns three things: the captured denoiser; a function that runs a few prompts of the capture again; and the
+    fingerprint of the denoiser. The denoiser is cast to --dtype, the dtype in which the quantized model will run.
 
-    Also returns two things: a function that runs a few prompts of the capture again, None without --budget; and the
-    fingerprint that the denoiser has in the dtype of the capture, None on all but the first of `ranks`. Raises
-    MisfitError if the model is not the one that was captured, UsageError if a format cannot hold a model of its class.
+    The function is None without --budget. The fingerprint is that of the weights before the cast, and None on all but
+    the first of `ranks`. Raises MisfitError if the model is not the one that was captured, UsageError if a format of
+    --format cannot hold a model of its class.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest
@@ -129,6 +131,7 @@ def _model(
     pipe = load_pipeline(
         model_directory(source), dtype=DTYPES.get(manifest.get("dtype", "")),
         family=FAMILIES.get(manifest.get("family", "")), trust_remote_code=options.trust_remote_code,
+        loras=parse_loras(manifest.get("loras", [])),
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     for name in formats_of(options) if not isinstance(module, diffusers.ModelMixin) else ():

@@ -15,6 +15,7 @@ from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import UsageError
 from octavo.capture.files import staging
 from octavo.capture.fingerprint import Origin, fingerprint_of
 from octavo.capture.paging import page_out
@@ -73,6 +74,9 @@ def _mapped(
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)
+    if loras := capture.manifest.get("loras"):
+        fact = f"a LoRA ({loras[0]}) is added to the weights of the captured model, which needs all weights in memory"
+        raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
     directory = model_directory(source)
     family = family if family.load or family.pipelines else family_at(directory)
     dtype = DTYPES.get(capture.manifest.get("dtype", ""))
@@ -85,8 +89,9 @@ def _mapped(
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Returns a function that casts a tensor of `model` to the dtype `captured`, if that is not None. The function
-    changes only tensors that have the dtype of the model's first float parameter."""
+    """Returns a function that casts a tensor of `model` to the dtype `captured`. The function changes only tensors in
+    the stored dtype of the model, which is that of its first float parameter. If `captured` is None, it changes
+    nothing."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
     return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 

@@ -18,9 +18,9 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints, from the content of report.json, how many layers got each scheme (W8A8 and so on) under --budget; a table
-    of the `most` layers to which the final latents are most sensitive; and the measured and the estimated error of the
-    final latents."""
+    """Prints how --budget divided the layers, from the content of report.json: how many layers got each scheme (W8A8
+    and so on); a table of the `most` layers to which the final latents are most sensitive; and the error of the final
+    latents, as measured and as estimated, which is the sum of the errors of single layers."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -68,8 +68,8 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
 
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
-    """Prints `result`, that of a calibration: warnings, and tables and a summary for people or with --json an event for
-    programs. `seconds` is how long the calibration took."""
+    """Prints the `result` of a calibration, which took `seconds`. Warnings are always printed. Without --json, tables
+    and a summary follow; with --json, an event for programs."""
     for warning in result.warnings:
         terminal.warn(warning)
     report = result.report
@@ -107,7 +107,8 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
 
 def quality_of(totals: dict[str, Any]) -> str:
     """Returns the SQNR of the model's output in words, with its 95 % interval and the calls that it was measured on,
-    such as "36.3 dB (95 % interval 35.9 to 36.8) on 8 held-out calls". `totals` is the entry of report.json."""
+    such as "36.3 dB (95 % interval 35.9 to 36.8) on 8 held-out calls". `totals` is the entry `totals` of
+    report.json."""
     interval = totals["output_sqnr_interval"]
     around = "" if interval is None else f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
     return f"{totals['output_sqnr']:.1f} dB{around} {measured_on(totals)}"

@@ -35,9 +35,9 @@ def calibrate_all(
     terminal: Terminal,
     ranks: Ranks,
 ) -> None:
-    """Calibrates the denoisers `names` of `capture` one after the other with the function `calibrate`, and writes the
-    checkpoint of each into a subfolder of OUT, which has the denoiser's name. `calibrate` gets the name of a denoiser
-    and the options to calibrate it with.
+    """Calibrates the denoisers `names` of `capture` one after the other, and writes the checkpoint of each into a
+    subfolder of OUT that is called like the denoiser. The function `calibrate` calibrates one denoiser; it gets the
+    denoiser's name and the options for it.
 
     Until all denoisers are calibrated, their checkpoints are in a directory beside OUT. So OUT is written as a whole or
     stays as it was, and a later run with the same options reuses the checkpoints that are finished.

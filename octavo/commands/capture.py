@@ -17,6 +17,7 @@ from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.long_prompts import long_prompts
+from octavo.pipelines.loras import parse_loras
 from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
@@ -35,7 +36,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     prompts = read_prompts(source)
     for warning in prompts.warnings:
         terminal.warn(warning)
-    directory = model_directory(options.model)
+    directory, loras = model_directory(options.model), parse_loras(options.loras)
     family = family_at(directory, options.pipeline)
     if ranks.rank == 0:
         prepare(options.capture, Modes(options.group_readable), options.resume)
@@ -43,7 +44,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, offload=options.offload, strict=options.strict,
-        trust_remote_code=options.trust_remote_code,
+        trust_remote_code=options.trust_remote_code, loras=loras,
     )  # fmt: skip
     modules = denoisers(pipe, options.components)
     arguments = call_arguments(pipe, family, settings, prompts.texts)
@@ -58,7 +59,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         "settings": settings.as_dict() | {"steps": job.steps, "keep": options.keep, "dropped": sorted(options.dropped)},
         "prompts": len(texts),
         "prompts_source": source,
-    }
+    } | ({"loras": [str(lora) for lora in loras]} if loras else {})
     if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, texts, arguments):
         terminal.warn(note)
     with CaptureWriter.create(
@@ -89,8 +90,8 @@ def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints warnings and the summary of a capture, and writes the --pth file. `seconds` is how long the capture
-    took."""
+    """Prints warnings and the summary of a capture, which took `seconds`. With --pth, also writes the captured
+    arguments to a .pth file."""
     tally, stored = job.tally, len(writer.unit_names())
     _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:

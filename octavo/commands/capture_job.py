@@ -37,10 +37,18 @@ class Tally:
     """Counts and durations of captured prompts: of one prompt, of all prompts that this process has captured so far, or
     of the prompts of all processes.
 
-    `recording` and `running` are seconds: for recording and storing the calls, and for whole prompts. `skipped` and
-    `saturated` count calls left out because of NaN or Inf, and calls with float16 values at the limit of 65504.
-    `called` and `stored` name the denoisers that were called, and those with stored calls. `swapped` counts the
-    replaced attention processors of each denoiser; `failed` has the numbers of the failed prompts.
+    calls          number of stored calls
+    raw_bytes      bytes of the tensors of these calls
+    stored_bytes   bytes that they take on disk
+    recording      seconds for recording and storing the calls
+    running        seconds for whole prompts, recording included
+    skipped        number of calls that were left out because of NaN or Inf
+    saturated      number of calls with float16 values at the limit of 65504
+    called         names of the denoisers that were called
+    stored         names of the denoisers with stored calls
+    steps          numbers of denoising steps that a prompt took
+    swapped        dict from denoiser to the number of attention processors that the pipeline replaced
+    failed         numbers of the failed prompts, from 1
     """
 
     calls: int = 0  # stored calls
@@ -89,9 +97,9 @@ class Job:
         self.tally = Tally()
 
     def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
-        """Captures, into the capture of `writer`, this rank's share of those prompts in `texts` that are not stored
-        yet. Afterwards `tally` covers the prompts of all ranks. Raises OctavoError if the capture then holds no
-        prompt."""
+        """Captures this rank's share of the prompts in `texts`, without those that are stored already; `writer` writes
+        the capture. At the end, `tally` covers the prompts of all ranks. Raises OctavoError if the capture holds no
+        prompt at the end."""
         try:
             self._share(writer, [self._info(text) for text in texts])
             tallies = self.ranks.gather(self.tally)
@@ -108,8 +116,8 @@ class Job:
 
     def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
         """Captures this rank's share of the prompts that `writer` has not stored yet. `infos` describes all prompts.
-        After the first prompt of this rank, prints an estimate for the others and checks that the disk has space for
-        them."""
+        After the first prompt of this rank, prints how much space and time the remaining prompts will take, and checks
+        that the disk has the space."""
         todo = _unstored(writer, infos, self.options)
         rest = len(todo) - self.ranks.world  # prompts that remain when each rank has captured one
         with self.terminal.bars("prompts", len(infos), self.steps) as show:
@@ -131,11 +139,12 @@ class Job:
     def _prompt(
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None]
     ) -> None:
-        """Captures one prompt. If that fails, raises the error, or with --keep-going prints the error as a warning,
-        except MisfitError, StorageError and DeviceError, which are always raised.
+        """Captures one prompt. An error is raised; with --keep-going it is only printed as a warning. MisfitError,
+        StorageError and DeviceError are raised in any case.
 
-        `index` is the number of the unit to write, from 0, `info` the description of the prompt, and `number` its
-        number, from 1. `show` gets the number of finished denoising steps after each step.
+        `index` is the number of the unit to write, counted from 0. `info` describes the prompt, and `number` is its
+        position in the list of prompts, counted from 1. `show` gets the number of finished denoising steps after each
+        step.
         """
         began, clock = time.perf_counter(), Clock()
         try:
@@ -161,10 +170,10 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs the prompt described by `info` and stores its calls with `writer` as unit `index`. `number` is the
-        prompt's number in messages; `show` is called with the number of finished steps, and `clock` counts steps.
-        Returns the prompt's tally, or None, with nothing stored, if the run had another number of steps than expected,
-        so that --keep chose the wrong steps."""
+        """Runs the prompt described by `info`, stores its calls with `writer` as unit `index`, and returns its tally.
+        `number` is the prompt's number in messages; `show` gets the number of finished steps, and `clock` counts steps.
+        Stores nothing and returns None if the run had another number of steps than expected, because --keep has then
+        chosen the wrong steps."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -228,23 +237,24 @@ class _Miscounted(Exception):
 
 
 class CheckedSink:
-    """Stores the recorded calls of one prompt in `unit`, and first checks each for NaN and Inf. For a call that has
-    any, raises NumbersError with --nonfinite error, and leaves the call out with --nonfinite skip. Counts in `tally`
-    the calls that were left out, and the calls with float16 values at the limit of 65504. `number` is the
-    number of the prompt, from 1, for messages."""
+    """Stores the recorded calls of one prompt in `unit`. Every call is first checked for NaN and Inf. If it has any,
+    the option --nonfinite decides: `error` raises NumbersError, `skip` leaves the call out. `tally` counts the calls
+    that were left out, and the calls with float16 values at the limit of 65504. `number` is the number of the prompt,
+    from 1, for messages."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally
 
     def add(self, call: Any) -> None:
-        """Stores a recorded call, unless it has NaN or Inf: then leaves it out with --nonfinite skip, raises
-        NumbersError with --nonfinite error."""
+        """Stores a recorded call. If the call has NaN or Inf, it is left out under --nonfinite skip, and NumbersError
+        is raised under --nonfinite error."""
         self.unit.add(call, lambda stats: self._accept(call, stats))
 
     def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
-        """Returns whether to store a call, and counts it in `tally`. `stats` is a dict from the path of a tensor in the
-        call's arguments to its statistics: how many values are NaN or Inf, and whether any is at the limit of float16.
-        Raises NumbersError for NaN or Inf with --nonfinite error."""
+        """Returns whether to store a call: it must have no NaN or Inf. Counts calls that are left out, and calls with
+        values at the limit of float16, in `tally`. `stats` is a dict from the path of a tensor in the call's arguments
+        to its statistics: how many values are NaN or Inf, and whether any is at the limit. Raises NumbersError for NaN
+        or Inf with --nonfinite error."""
         bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))

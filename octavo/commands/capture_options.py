@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..declarations import argument, flag, option, several
-from ..run_options import FILES, OFFLOAD, PLACE, PROMPTS, READABLE, RunOptions
+from ..run_options import FILES, LORA, OFFLOAD, PLACE, PROMPTS, READABLE, RunOptions
 from ..words import FAMILIES
 
 STORED = "What is stored"
@@ -48,6 +48,7 @@ class CaptureOptions(RunOptions):
         f"Family of MODEL: {', '.join(FAMILIES)}  [default: read from its files]",
         heading=PLACE, type=click.Choice(FAMILIES), metavar="NAME",
     )  # fmt: skip
+    loras: tuple[str, ...] = several(LORA, "--lora", heading=PLACE, metavar="FILE[:SCALE]")
     offload: bool = flag(OFFLOAD, heading=PLACE)
     pth: Path | None = option(
         "Also write the calls to FILE, as the torch.save list that msModelSlim documents.",

@@ -31,12 +31,13 @@ class Captured:
     count: int
 
 
-def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
+def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, Any]:
     """Returns entries for report.json: `model`, the directory of the float model, or "demo"; `component`, the denoiser
-    that was quantized; `dtype`, only if --dtype is given."""
+    that was quantized; `loras`, the captured model's LoRA files, if it has any; `dtype`, only if --dtype is given."""
     source = source_of(captured.capture, options)
     origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
-    return origin | ({"dtype": options.dtype} if options.dtype else {})
+    loras = captured.capture.manifest.get("loras")
+    return origin | ({"loras": loras} if loras else {}) | ({"dtype": options.dtype} if options.dtype else {})
 
 
 def source_of(capture: Capture, options: CalibrateOptions) -> str:

@@ -20,7 +20,7 @@ from octavo.pipelines.run import call_arguments
 from octavo.pipelines.weights import stored_dtype
 from octavo.prompts import read_prompts
 
-from ..checkpoints import check_deployed
+from ..checkpoints import check_deployed, loras_of
 from ..comparing.comparison import Comparison
 from ..comparing.machine import surroundings
 from ..joined_checkpoints import load_joined, places_in
@@ -81,11 +81,11 @@ def _comparison(
 ) -> Comparison:
     """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
     comparison. `directory` holds the float pipeline, of the model family `family`. `prompts` are all prompts of the set
-    or file, not only the prompts to draw."""
+    or file, even those that are not drawn, because embeddings given with --arg may have a row for each of them."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
-        text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
+        text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code, loras=loras_of(places),
     )  # fmt: skip
     deployed = load_joined(pipe, places, options.component, device)
     folder = deployed.component.partition(" and ")[0].replace(".", "/")
@@ -115,8 +115,8 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
-    """Returns everything that the page of a comparison shows but the pictures, as JSON-able values; --json prints these
-    values too. `source` is the prompt set or the file that the prompts are from."""
+    """Returns everything that the page of a comparison shows, except the pictures, as JSON-able values. --json prints
+    the same values. `source` is the prompt set or the file that the prompts are from."""
     deployed, totals = comparison.deployed, comparison.totals()
     same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
     limits = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}

@@ -66,7 +66,8 @@ def options_by_name(parameters: Iterable[click.Parameter]) -> dict[str, click.Op
 
 
 def _nearest(name: str, options: Mapping[str, click.Option]) -> str:
-    """Returns the end of a message: the option whose name is closest to `name`, or the names of all options."""
+    """Returns the end of a message on the unknown option `name`: the option with the most similar name, or, if no name
+    is similar, the names of all `options`."""
     near = difflib.get_close_matches(name, options, 1)
     return f"did you mean '{near[0]}'?" if near else f"the options are {', '.join(options)}."
 

@@ -1,4 +1,4 @@
-"""Runs `octavo doctor`: shows what this machine's processor was measured to do, and which kernels Octavo chose."""
+"""Runs `octavo doctor`: shows how fast this machine's processor was measured to be, and which kernels Octavo chose."""
 
 import math
 import os
@@ -94,6 +94,6 @@ def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
 
 
 def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns `seconds`, a dict from a way to compute an operation to its measured time, with None in place of
-    infinity, which means that this way cannot run here."""
+    """Returns `seconds`, a dict from a way to compute an operation to its measured time. A time of infinity, which says
+    that this way cannot run here, becomes None."""
     return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}

@@ -33,7 +33,8 @@ def need(path: str | Path, kind: str, remedy: str = "") -> None:
 
 
 def check(options: Any) -> None:
-    """Raises UsageError if the path in one of the `options` of a command does not exist."""
+    """Raises UsageError for an option that must be the path of an existing file or directory, such as --text-encoder,
+    if there is nothing at the path. `options` holds the options of a command."""
     for name, (kind, remedy) in _PATHS.items():
         value = getattr(options, name, None)
         if value and str(value) not in (*_BUNDLED, *(PROMPT_SETS if name == "prompts" else ())):

@@ -12,6 +12,7 @@ from octavo.pipelines import family_of
 from octavo.pipelines.files import model_directory
 from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.long_prompts import long_prompts
+from octavo.pipelines.loras import parse_loras
 from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
@@ -30,6 +31,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     pipe = open_pipeline(
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
+        loras=parse_loras(options.loras),
     )  # fmt: skip
     arguments = _arguments(pipe, settings, options, target)
     check_count(arguments, target)

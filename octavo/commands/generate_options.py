@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ..declarations import argument, flag, option
-from ..run_options import OFFLOAD, PLACE, RunOptions
+from ..declarations import argument, flag, option, several
+from ..run_options import LORA, OFFLOAD, PLACE, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +25,6 @@ class GenerateOptions(RunOptions):
         heading=PLACE, metavar="DIR",
     )  # fmt: skip
     component: str | None = option("Denoiser that the checkpoint MODEL replaces.", heading=PLACE, metavar="NAME")
+    loras: tuple[str, ...] = several(LORA, "--lora", heading=PLACE, metavar="FILE[:SCALE]")
     offload: bool = flag(OFFLOAD, heading=PLACE)
     own_arguments: ClassVar[frozenset[str]] = RunOptions.own_arguments | {"output_type"}

@@ -11,9 +11,10 @@ from .inspect_capture import inspect_capture
 
 
 def run(path: Path, terminal: Terminal) -> None:
-    """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint or ONNX graph at `path` is not sound:
-    incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at `path`; FileError
-    for damaged files, or if there is no capture, checkpoint or graph; MisfitError for an unfinished capture."""
+    """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint, an ONNX graph or a safetensors file at `path`
+    is not sound: incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at
+    `path`; FileError for damaged files, or if there is no capture, checkpoint or graph; MisfitError for an unfinished
+    capture."""
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
@@ -24,6 +25,11 @@ def run(path: Path, terminal: Terminal) -> None:
         from .inspect_onnx import inspect_onnx
 
         if not inspect_onnx(path, terminal):
+            sys.exit(3)
+    elif path.suffix == ".safetensors" and path.is_file():
+        from .inspect_file import inspect_file
+
+        if not inspect_file(path, terminal):
             sys.exit(3)
     elif path.exists():
         raise FileError(f"{path}: is neither a capture nor a checkpoint. Give a directory that Octavo wrote.")

@@ -23,6 +23,8 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
     terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {contents['state']}")
     if manifest.get("model"):
         terminal.say(f"  model     {manifest['model']} ({manifest.get('dtype')})")
+    for lora in manifest.get("loras", []):
+        terminal.say(f"  LoRA      {lora}")
     source = f" ({manifest['prompts_source']})" if "prompts_source" in manifest else ""
     terminal.say(f"  prompts   {contents['prompts']} of {capture.planned}{source}")
     settings = ", ".join(
@@ -48,8 +50,8 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
 
 
 def describe_capture(capture: Capture) -> dict[str, Any]:
-    """Returns the contents of a capture as JSON-able values: its state, sizes, and for each denoiser the calls, steps,
-    timesteps and arguments."""
+    """Returns the contents of a capture as JSON-able values: whether it is finished, the number of prompts, the bytes
+    of the recorded tensors and of the files, and for each denoiser the calls, steps, timesteps and arguments."""
     done = (capture.directory / "complete.json").exists()
     arguments: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for call in capture.descriptions():
@@ -69,9 +71,9 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
-    """Returns what a capture holds of the denoiser `name`, as JSON-able values. `headers` are the headers of the
-    denoiser's calls. `arguments` maps the name of each argument to a Counter, which maps descriptions of values, such
-    as "float16 (2, 16, 64, 64)", to how many calls have such a value."""
+    """Returns a summary of the calls of the denoiser `name` in a capture, as JSON-able values. `headers` describe these
+    calls. `arguments[argument][description]` is the number of calls in which an argument has a value of this
+    description, such as "float16 (2, 16, 64, 64)"."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {

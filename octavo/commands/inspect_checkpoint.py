@@ -15,8 +15,8 @@ from ..terminal import Terminal, size
 
 
 def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: whether each library whose format
-    it holds can load its files.
+    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: every library for whose format it
+    holds files can load them.
 
     Raises FileError for a file that differs from the manifest.
     """

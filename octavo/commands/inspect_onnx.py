@@ -16,10 +16,10 @@ from .inspect_checkpoint import verified_text
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound: complete, with numbers that an
-    export of Octavo could write, and loadable by onnxruntime or Ascend.
+    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound. A sound graph is complete, its
+    weights and scales are possible results of an export by Octavo, and onnxruntime or Ascend's tools can load it.
 
-    Raises FileError for a file that cannot be read safely.
+    Raises FileError for a file that is damaged, or not safe to read.
     """
     check_extra(f"{path}")
     place = Path(os.path.realpath(path))

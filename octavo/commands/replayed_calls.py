@@ -13,12 +13,12 @@ from ..terminal import Terminal
 
 
 class StoredCall:
-    """A call in a capture. The tensors of the call are read from disk only when `args` or `kwargs` is used, because
-    each process replays only some of the calls. `load` reads the call; `cast` is applied to its arguments. `step` is
-    the denoising step of the call, `timestep` its noise level.
+    """A call in a capture, which a calibration may replay. The tensors are read from disk when `args` or `kwargs` is
+    first used, because each process replays only some of the calls. `load` reads the call; `cast` is applied to its
+    arguments. `step` is the denoising step of the call, `timestep` its noise level.
 
-    `unit` is the number of the call's prompt, from 0. In a capture with too few prompts to hold one out, it is None for
-    every call, so that calls are held out instead.
+    `unit` is the number of the call's prompt, from 0. It is None for every call of a capture with fewer than four
+    prompts: then single calls are held out instead of prompts.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class StoredCall:
 
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
-    """Returns the indices, among all calls of the denoiser `component`, of the calls to replay: the `samples` calls
+    """Returns which calls of the denoiser `component` to replay, as indices among all its calls: the `samples` calls
     that differ most from each other, or all calls if `samples` is None or not less than their number. The `ranks` share
     the work, and `terminal` shows the progress."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)

@@ -25,12 +25,12 @@ PROMPTS, STEPS = 2, 8
 
 
 class Rerun:
-    """A callable object that runs the pipeline on at most `prompts` of the captured prompts, with the seed, size and
-    guidance of the capture and at most `steps` steps, and returns the final latents of each prompt. As long as the
-    model stays the same, every call returns the same latents.
+    """Runs a few captured prompts again: calling the object returns the final latents of each of at most `prompts`
+    prompts. The runs have the seed, size and guidance of the capture, and at most `steps` steps. As long as the model
+    stays the same, every call returns the same latents.
 
-    `seconds` is how long the last call took. Raises UsageError if the capture stores no prompts, or if the pipeline was
-    called with an argument whose value the capture does not store, such as a picture.
+    `seconds` is how long the last call took. The constructor raises UsageError if the capture stores no prompts, or if
+    the pipeline was called with an argument whose value the capture does not store, such as a picture.
     """
 
     def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:

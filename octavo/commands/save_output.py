@@ -31,7 +31,8 @@ class Target(NamedTuple):
 
     @property
     def latents(self) -> bool:
-        """Whether the target is a file of latents, so that the pipeline must not decode them."""
+        """Whether the target is a file of latents. If so, the pipeline must return the latents without decoding
+        them."""
         return self.path.suffix.lower() == _LATENTS
 
 
@@ -136,7 +137,8 @@ def _save_directory(items: Sequence[Any], path: Path) -> None:
 
 
 def _fill(folder: Path, items: Sequence[Any]) -> None:
-    """Writes `items`, the pictures, into `folder`, and the frames of each video into a folder below it."""
+    """Writes each picture in `items` into `folder`. An item that is a list holds the frames of a video; they go into a
+    folder below `folder`."""
     for index, item in enumerate(items):
         if isinstance(item, list):
             make_directory(folder / f"{index:04d}", _DIRECTORY_MODE)

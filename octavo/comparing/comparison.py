@@ -1,4 +1,5 @@
-"""Runs the same prompts and noise through a float pipeline and a quantized one, and measures both."""
+"""Runs the same prompts and noise through a float pipeline and a quantized one. Measures how much the results differ,
+and the seconds and memory of both pipelines."""
 
 import inspect
 import math
@@ -60,9 +61,9 @@ class Comparison:
     ) -> None:
         """Prepares a comparison.
 
-        `deployed` is the float denoiser with its quantized form, `arguments` are the arguments of the pipeline's
-        call, and `seed` is the seed of the initial noise. The sizes of float tensors are counted in `stored`, the dtype
-        of the model on disk; None: in the dtype of the loaded model.
+        `deployed` is the float denoiser with its quantized form, `arguments` are the arguments of the pipeline's call,
+        and `seed` is the seed of the initial noise. `stored` is the dtype of the model on disk, None: the dtype of the
+        loaded model. The reported bytes of float tensors are those that they have in `stored`.
         """
         output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed
@@ -120,8 +121,8 @@ class Comparison:
     def totals(self) -> dict[str, Any]:
         """Returns the measures over all prompts compared so far, as JSON-able values.
 
-        For `psnr` and the keys ending in `sqnr`, a value of None means that there is no difference; for all other keys,
-        that the value was not measured.
+        A value of None under `psnr` or a key that ends in `sqnr` means that float and quantized results are equal.
+        Under any other key it means that the value was not measured.
         """
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
@@ -172,7 +173,8 @@ class Comparison:
 def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
     """Returns the bytes of all tensors of the float and of the quantized denoiser in `deployed`.
 
-    Tensors that are float in both denoisers are counted in `dtype`, the dtype that they have in the files of the model.
+    Tensors that are float in both denoisers count with the bytes that they would have in `dtype`, the dtype of the
+    model's files.
     """
     floats = {name for name, tensor in deployed.module.state_dict().items() if tensor.is_floating_point()}
 

@@ -15,8 +15,8 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels: side and standard deviation of SSIM's Gauss
 
 
 def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
-    """Returns the argument `output_type` with which a call of `pipe` returns arrays: pictures, or latents if `pipe` has
-    no decoder.
+    """Returns {"output_type": ...} with the value for which a call of `pipe` returns arrays: "np" for pictures, or
+    "latent" if `pipe` has no decoder.
 
     `parameters` are the parameters that a call accepts. Returns {} if `output_type` is not among them.
     """
@@ -28,11 +28,11 @@ def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
 
 def output_of(output: Any) -> np.ndarray:
     """Returns the pictures, videos or latents in the output of a pipeline as one array (frames, height, width,
-    channels). The pictures, or the frames of all videos, follow one after the other, with values in 0..1.
+    channels). The frames of all prompts follow one after the other. Pictures and videos get values in 0..1; latents
+    keep their values.
 
-    Latents keep their values. Each prompt's latents are (channels, height, width), (channels, frames, height, width) or
-    (tokens, channels); the last become one frame, with a row for each token, a column for each channel, and one
-    channel.
+    Latents of one prompt are (channels, height, width), (channels, frames, height, width) or (tokens, channels). Those
+    without height and width become one frame (1, tokens, channels, 1).
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):
@@ -52,8 +52,8 @@ def _picture_frames(value: Any) -> np.ndarray:
 
 
 def _latent_frames(latents: np.ndarray) -> np.ndarray:
-    """Returns the latents of one prompt as (frames, height, width, channels). Latents (tokens, channels) become one
-    frame with one channel: a row for each token, and a column for each channel of the latents."""
+    """Returns the latents of one prompt as (frames, height, width, channels). `latents` is (channels, height, width),
+    (channels, frames, height, width) or (tokens, channels); the last form becomes (1, tokens, channels, 1)."""
     if latents.ndim == 2:
         return latents[None, :, :, None]
     if latents.ndim == 3:
@@ -62,12 +62,12 @@ def _latent_frames(latents: np.ndarray) -> np.ndarray:
 
 
 def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Converts two outputs, `exact` and `other`, (frames, height, width, channels) to uint8 pictures (frames, height,
-    width, 3).
+    """Converts the outputs `exact` and `other` of two pipelines, both (frames, height, width, channels), to uint8
+    pictures (frames, height, width, 3).
 
-    If the outputs are latents, not `decoded` pictures, their first three channels become red, green and blue; the
-    smallest value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey
-    picture.
+    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: the first three channels
+    become red, green and blue, or the first one grey if there are fewer; the smallest value of `exact` becomes 0, the
+    largest 255, in both outputs.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

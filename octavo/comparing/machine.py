@@ -24,8 +24,9 @@ _SETS = {
 
 
 def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
-    """Returns a dict from fact to text: the date (UTC, to the minute), the versions of the libraries, the processor
-    with its number of threads, and the device or, on a CPU, the kernels that were chosen for models of `dtype`."""
+    """Returns a dict from fact to text: the date (UTC, to the minute), the versions of the libraries, and the processor
+    with its number of threads. On a CPU, the kernels that were chosen for models of `dtype` are added; on any other
+    device, its name."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("octavo", "torch", "diffusers", "transformers")),

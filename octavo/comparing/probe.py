@@ -25,8 +25,8 @@ class Probe:
     """Records statistics of a float denoiser with hooks while its pipeline runs.
 
     `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
-    `powers[step]` has, for the calls of that step, the sums of squares of the float denoiser's outputs and of the
-    quantized denoiser's errors for the same inputs, from which the SQNR follows.
+    `powers[step]` holds two sums of squares over the calls of a step: of the float denoiser's outputs, and of the
+    differences between them and the quantized denoiser's outputs for the same inputs. The SQNR follows from both sums.
     """
 
     def __init__(self, deployed: Deployed) -> None:
@@ -50,10 +50,10 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """Copies SAMPLED calls of the denoiser, spaced evenly, while the body of `with` runs the pipeline. Expects as
-        many calls as the earlier run had, which `recording` counted.
+        """While the body of `with` runs the pipeline, copies a few (SAMPLED) of the denoiser's calls, spaced evenly.
+        The body must make as many calls as the run inside `recording`, which counted them and comes first.
 
-        When the body ends, the quantized denoiser computes the copied calls, and the yielded Power gets the sums of
+        When the body ends, the quantized denoiser computes the copied calls. The yielded Power then gets the sums of
         squares of the float outputs and of the quantized denoiser's errors. So only the copying adds to the time of the
         body.
         """
@@ -83,8 +83,8 @@ class Probe:
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Passes the noise level of a call of the denoiser to `clock`, which counts denoising steps; a hook that runs
-        before the call."""
+        """A hook that runs before each call of the denoiser. Passes the noise level of the call to `clock`, which
+        counts denoising steps."""
         if not self._busy:
             self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 
@@ -100,9 +100,9 @@ class Probe:
         return record
 
     def _compare(self, root: str) -> Any:
-        """Returns a hook that runs the quantized denoiser on the inputs of a call of the float denoiser, and adds the
-        difference of the outputs to `powers`. `root` is the name, below the module in `Deployed`, of the denoiser that
-        is called."""
+        """Returns a hook that runs after each call of a float denoiser. The hook runs the quantized denoiser on the
+        same inputs, and adds the squares of the output and of the error to `powers`. `root` is the name of the denoiser
+        inside `Deployed.module`; "" is the module itself."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:

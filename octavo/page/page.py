@@ -26,10 +26,10 @@ _ENVIRONMENT.filters.update(FILTERS)
 def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> bytes:
     """Returns the page as the bytes of an HTML file; the same content gives the same bytes.
 
-    For the page of a calibration, `content` is {"report": report}. For that of a comparison, `content` comes from
-    `commands.compare.content_of`, and `pictures` are the float and the int8 picture of each prompt, uint8 (frames,
-    height, width, 3), of which the page shows the first frame. Seconds and memory of a calibration are not on the page,
-    so two calibrations from the same calls have the same page.
+    For the page of a calibration, `content` is {"report": report}, where `report` is the content of report.json. For
+    the page of a comparison, `content` comes from `commands.compare.content_of`. `pictures` then has the float and the
+    int8 picture of each prompt, uint8 (frames, height, width, 3); the page shows the first frame. Seconds and memory of
+    a calibration are not on the page, so two calibrations from the same calls have the same page.
     """
     report = content["report"]
     rows = report.get("layers", [])
@@ -60,8 +60,8 @@ def _measured(report: Mapping[str, Any]) -> str:
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
-    """Returns the notes on a calibration, from the content of report.json: its warnings, which schemes --budget chose,
-    and whether there were enough calls."""
+    """Returns the notes on a calibration, from the content of report.json: its warnings, how many layers got each
+    scheme under --budget, and whether more prompts would raise the SQNR."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())

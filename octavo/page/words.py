@@ -9,7 +9,8 @@ from ..terminal import size
 
 
 def decibels(value: float | None) -> str:
-    """Returns a PSNR or SQNR as a text, such as 36.3 dB; None means that there is no difference."""
+    """Returns a PSNR or SQNR as a text, such as "36.3 dB". For None, which stands for equal outputs, returns "no
+    difference"."""
     return "no difference" if value is None else f"{value:.1f} dB"
 
 

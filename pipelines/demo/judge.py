@@ -1,7 +1,8 @@
 """Reads a 64x64 picture of the bundled pipeline: which shape, colour, size, place and background it shows.
 
-Uses pixels and geometry only. The background is the colour of the border, the shape is the region that differs from the
-background; the shape is named by the template that overlaps best at the same area and centroid.
+Only pixels and geometry are used, no network. The background is the colour of the border. The region that differs from
+the background is compared with a template of each shape, which has the same area and centroid; the template that
+overlaps most names the shape.
 """
 
 from collections.abc import Iterable
@@ -21,7 +22,8 @@ def _nearest(rgb: np.ndarray) -> int:
 
 
 def _median3(picture: np.ndarray) -> np.ndarray:
-    """Replaces each pixel by the median of its 3x3 neighbours, edges repeated: removes noise, keeps outlines."""
+    """Replaces each pixel by the median of its 3x3 neighbourhood, which removes noise and keeps outlines. Beyond the
+    border, the pixels of the border are repeated."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = picture.shape[:2]
     shifted = [padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
@@ -84,8 +86,9 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Returns the share of pictures that show what they should, in a dict: for each of the five attributes of a scene,
-    and under "all" for all five at once. `wanted` has the scene that each picture should show."""
+    """Returns a dict of shares, each 0 to 1. For the name of each of the five attributes of a scene, such as "colour":
+    the share of `pictures` that show it as wanted. For "all": the share of pictures that show all five as wanted.
+    `wanted` has the scene that each picture should show."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

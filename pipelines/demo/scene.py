@@ -1,7 +1,8 @@
-"""The scenes of the bundled pipeline: the prompts that describe them, and the pictures they mean.
+"""The scenes of the bundled pipeline. A scene is one shape on a plain background; each scene has a prompt that
+describes it, and can be drawn as a picture.
 
-A scene is one shape on a plain background. Pictures are 64x64 RGB; coordinates are pixels, origin top left.
-This module needs no torch; the judge and the tests take it as the ground truth.
+Pictures are 64x64 RGB; coordinates are pixels, origin top left. This module needs no torch. For the judge and the
+tests, a drawn scene is the right picture of its prompt.
 """
 
 import itertools

@@ -1,9 +1,9 @@
 """Trains the bundled pipeline and writes it to pipelines/demo/model: `python -m octavo.pipelines.demo.train --help`.
 
-Three stages, each resumable from its checkpoint in the work directory: a small KL autoencoder on drawn
-pictures; the latents of every training scene; an SD3 transformer and two CLIP text encoders together, by
-rectified flow (Esser et al., Scaling Rectified Flow Transformers, arXiv 2403.03206, 2024). Pictures are drawn by
-code and every seed is fixed; nothing is downloaded.
+There are three stages, and an interrupted run continues from the files in the work directory. First a small KL
+autoencoder is trained on drawn pictures. Then it encodes every training scene to latents. Last, an SD3 transformer and
+two CLIP text encoders are trained together on these latents, by rectified flow (Esser et al., Scaling Rectified Flow
+Transformers, arXiv 2403.03206, 2024). Pictures are drawn by code and every seed is fixed; nothing is downloaded.
 """
 
 import copy
@@ -116,8 +116,8 @@ def drawn(scenes: list[Scene], seed: int) -> Tensor:
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Returns the learning rate at `step` of `steps`: linear warm-up to `peak` over 200 steps, then a cosine to a
-    hundredth of it."""
+    """Returns the learning rate at `step` of `steps`: it rises linearly to `peak` over 200 steps, then falls as a
+    cosine to peak / 100."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 

@@ -80,11 +80,11 @@ def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Packs the tokens of `y` (B, L, C), B captions of L tokens, whose `mask` is not zero, caption after caption,
-    without padding.
+    """Packs B captions of L tokens each, `y` (B, L, C), one after the other without padding: only tokens with a
+    non-zero `mask` are kept. None keeps all tokens.
 
-    A mask of n rows, (n, L), is repeated to B rows: with guidance the n prompts are followed by n null captions, which
-    get the masks of their prompts.
+    A mask of n < B rows, (n, L), is repeated to B rows: with guidance the n prompts are followed by n null captions,
+    which get the masks of their prompts.
     """
     if mask is None:
         return Captions(y.flatten(0, 1)[None], None)

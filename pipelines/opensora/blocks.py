@@ -50,11 +50,11 @@ class STDiT3Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Computes the last layer, (B, T, S, C) to (B, T, S, values of a patch), modulated by the time embedding t (B, C).
-    x has B samples of T frames of S tokens with C channels.
+    """Computes the last layer, x (B, T, S, C) to (B, T, S, P), where P is the number of values in an output patch. x
+    has B samples of T frames of S tokens with C channels. A norm of x is modulated by the time embedding t (B, C).
 
-    Frames that are False in x_mask (B, T) are taken as clean: after the modulation with t they are modulated once more,
-    with t0, the embedding of time 0, because the model was trained so.
+    Frames that are False in x_mask (B, T) are taken as clean. Because the model was trained so, the modulated tokens of
+    these frames are normed and modulated a second time, with t0, the embedding of time 0.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:

@@ -88,9 +88,11 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """Returns the multiple of ALIGN that is nearest to frame `place` of `frames`; a negative place counts from the end.
+    """Rounds the frame number `place` to a multiple of ALIGN, for a clip of `frames` frames; a negative place counts
+    from the end.
 
-    Rounds up only if at least ALIGN frames begin there, and always stays below `frames`.
+    Rounds to the nearest multiple, but up only if at least ALIGN frames remain from the higher multiple on. The result
+    is below `frames`.
     """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)

@@ -23,9 +23,9 @@ def position_table(height: int, width: int, channels: int, scale: float, like: T
     """Returns the position embedding of a grid of `height` x `width` patches, (1, height * width, channels) in the
     dtype of `like`.
 
-    The first half of the channels encodes the column, the second the row, each as sines, then cosines. `scale`
-    stretches the grid to the resolution of training. The frequencies are rounded to the dtype of `like`; their products
-    with the positions are computed in float32.
+    The first half of the channels encodes the column, the second the row, each as sines, then cosines. Index i along a
+    side of n patches has the position i / scale * sqrt(height * width) / n, with the root rounded. The frequencies are
+    rounded to the dtype of `like`; their products with the positions are computed in float32.
     """
     base = round(math.sqrt(height * width))
     exponents = torch.arange(channels // 4, dtype=torch.float32, device=like.device) / (channels // 4)

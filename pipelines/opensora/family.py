@@ -46,8 +46,9 @@ def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int
     """Returns the smoothing group of `layer`, a name within a block, in all `blocks`. The output of t_block consists of
     chunks of `width` channels; those with the numbers `shift` and `scale`, from 0, modulate this layer.
 
-    A block scales its norm by 1 + table + t, where t is the output of t_block. Dividing this sum by the smoothing
-    factors s gives (1 + table) / s + t / s: the 1 is divided with the rows of each table (`plus_one`), not with t's.
+    A block scales its norm by 1 + table + t, where `table` is its own parameter and t the output of t_block. Divided by
+    the smoothing factors s, this is (1 + table) / s + t / s. So the fold into each table has `plus_one`, which divides
+    the 1 too, and the fold into t_block has not.
     """
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:

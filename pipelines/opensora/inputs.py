@@ -41,8 +41,8 @@ def given_embeds(
     """Returns the caption states `embeds` and their `mask` if the caller passed them instead of a prompt; None if a
     prompt is given.
 
-    Raises UsageError if both or neither are given, if the list of prompts is empty, or unless the states are (prompts,
-    1, tokens, channels) and the mask is (prompts, tokens).
+    Raises UsageError if both or neither are given, if the list of prompts is empty, and for shapes other than (prompts,
+    1, tokens, channels) of the states and (prompts, tokens) of the mask.
     """
     if (prompt is None) == (embeds is None):
         raise UsageError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.")
@@ -85,11 +85,11 @@ def checked_frames(num_frames: int | str, transform: bool) -> int:
 def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
-    videos, each (rows,), on `device`. `pixels` is (height, width).
+    """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps, each (rows,), on
+    `device`. They describe `rows` videos of one size; `pixels` is (height, width).
 
-    The arguments have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the
-    timestep transform computes. A single frame counts as IMAGE_FPS frames per second.
+    The arguments have the model's `dtype`. For a model in float16 they are float32, because float16 cannot hold height
+    * width, which the timestep transform computes. A single frame counts as IMAGE_FPS frames per second.
     """
     values = {
         "height": pixels[0],

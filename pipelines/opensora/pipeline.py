@@ -103,7 +103,7 @@ class OpenSoraPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """True if a callback has set `_interrupt`, which leaves out the remaining steps."""
+        """True if a callback has set `_interrupt`; the remaining steps are then left out."""
         return self._interrupt
 
     def encode_prompt(
@@ -114,11 +114,11 @@ class OpenSoraPipeline(DiffusionPipeline):
         clean_caption: bool = True,
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
-        """Returns the caption states for the transformer, one row for each prompt; they are `embeds` (states, mask) if
+        """Returns the caption states for the transformer: a row for each of `prompts`, or `embeds` (states, mask) if
         given. `clean_caption`: whether texts are cleaned first, as in training (`text.clean_caption`).
 
-        With guidance as many rows follow. These are the rows of the negative prompts, with masks of their own. Without
-        negative prompts each is the null caption, with the mask of its prompt. Raises UsageError for texts if the
+        With guidance (guidance_scale above 1) as many rows are appended: those of `negative_prompts`, with masks of
+        their own, or, if None, null captions, each with the mask of its prompt. Raises UsageError for texts if the
         pipeline has no text encoder.
         """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
@@ -159,16 +159,28 @@ class OpenSoraPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> OpenSoraPipelineOutput | tuple[Any]:
-        """Makes one video for each prompt.
+        """Makes one video for each of n prompts.
 
-        The steps are num_inference_steps, the noise comes from generator, and fps is the frame rate. The scores and
-        camera_motion are written into the prompts, which clean_caption cleans. height and width, given together,
-        replace resolution and aspect; num_frames is a number or a name ("2s"). A guidance_scale of 1 or less switches
-        guidance off. negative_prompt replaces the null caption. prompt_embeds (n, 1, L, E) and prompt_attention_mask
-        (n, L) replace prompt. references are latents whose frames are copied into the videos as mask_strategy says (see
-        conditioning.py). output_type is "latent", or with a VAE "pil", "np" or "pt". callback_on_step_end(pipe, step,
-        timestep, {"latents": latents}) may return a dict with other latents; callback_on_step_end_tensor_inputs may
-        name only "latents".
+        prompt                  a text or several
+        negative_prompt         texts to guide away from; None: the null caption
+        resolution, aspect      names of a size in pixels, such as "240p" and "9:16"
+        height, width           pixels; given together, they replace resolution and aspect
+        num_frames              a number, or a name such as "2s"
+        fps                     frames per second
+        guidance_scale          1 or less: no guidance
+        generator               draws the starting noise
+        latents                 the starting noise, if it is not to be drawn
+        prompt_embeds           caption states (n, 1, tokens, channels), in place of prompt
+        prompt_attention_mask   (n, tokens), 0 for padding; needed with prompt_embeds
+        references              for each prompt a list of latents, whose frames are copied into the video
+        mask_strategy           which frames of the references are copied, and where to (see conditioning.py)
+        aesthetic_score, motion_score, camera_motion   written into the prompts unless None
+        clean_caption           whether the prompts are cleaned as in training
+        output_type             "latent", or with a VAE "pil", "np" or "pt"
+        return_dict             False: returns the frames in a tuple
+
+        callback_on_step_end(pipe, step, timestep, {"latents": latents}) may return a dict with other latents.
+        callback_on_step_end_tensor_inputs may name only "latents".
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):

@@ -81,11 +81,11 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         shape: VideoShape | None = None,
         rows: int = 1,
     ) -> None:
-        """Sets the times of a run with `num_inference_steps` steps: the attribute `timesteps` (steps, n), for the n
-        videos of `shape`, or n = `rows`, on `device`.
+        """Sets the attribute `timesteps` (steps, n), on `device`: the times of a run with `num_inference_steps` steps.
+        n is the number of videos in `shape`, or `rows` without `shape`.
 
-        The timestep transform needs `shape`, if the config switches it on. The rounding of the transform can put the
-        first time just above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the
+        The timestep transform, if the config switches it on, needs `shape`. Its rounding can put the first time just
+        above num_timesteps (144p images in float32). In that case a run with a frame mask denoises no frame in its
         first step, as in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without
         `shape`.
         """

@@ -86,9 +86,9 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     ) -> Tensor:
         """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
-        x is (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, where 1000 is noise; y (B, 1, L, E) the caption states; mask
-        (B, L) or (n, L), zero for the padding in y; x_mask (B, T) bool, False for frames taken as clean. fps (frames
-        per second), height, width (pixels) are (m,), m divides B, and are required; ignores num_frames, ar.
+        x is (B, in, Tx, Hx, Wx); timestep (B,), 0 (clean) to 1000 (noise); y (B, 1, L, E), caption states; mask (B, L),
+        0 for padding in y, or fewer rows to repeat; x_mask (B, Tx), False for clean frames. fps (frames per second),
+        height and width (pixels) are required, each (m,), where m divides B. num_frames and ar are ignored.
         """
         if fps is None or height is None or width is None:
             raise UsageError("forward: fps, height or width is missing. Pass all three as tensors.")
@@ -139,7 +139,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
 
 
 def initialize(model: STDiT3) -> None:
-    """Sets the values that training starts from: xavier-uniform weights, zero biases, idle temporal blocks."""
+    """Sets the values that training starts from: xavier-uniform weights and zero biases. The last weights of
+    fps_embedder and of each part of a temporal block are zero, so that these add nothing at first."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -1,1 +1,2 @@
-"""Format `ascend`: the layout that msModelSlim writes and MindIE-SD loads."""
+"""Format `ascend`: the files of msModelSlim, Ascend's tool for quantization. MindIE-SD, Ascend's library for diffusion
+models, loads them."""

@@ -1,4 +1,5 @@
-"""Checks an ascend checkpoint with Octavo's own reader and arithmetic. The module `mindie` checks it for MindIE-SD."""
+"""Checks whether an ascend checkpoint is sound, with Octavo's own reader and arithmetic. The module `mindie` checks
+whether MindIE-SD can load it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -37,10 +37,10 @@ _REMEDY = "Copy the checkpoint again, or calibrate again."
 
 
 class Convolution(NamedTuple):
-    """The stride, padding, dilation and groups of a convolution, with the fields of `layers.modules.Geometry`, which
-    needs torch.
+    """The geometry of a convolution. It has the same fields as `layers.modules.Geometry`, but needs no torch.
 
-    `padding` is (left, right, top, bottom); `stride` and `dilation` are (vertical, horizontal).
+    `padding` is (left, right, top, bottom); `stride` and `dilation` are (vertical, horizontal). `padding_mode` and
+    `groups` are as in nn.Conv2d.
     """
 
     stride: tuple[int, int]
@@ -51,10 +51,11 @@ class Convolution(NamedTuple):
 
 
 class Checkpoint:
-    """An ascend checkpoint open for reading: its description, and the dtype, shape and byte offsets of each tensor.
+    """An ascend checkpoint open for reading: its description, and the dtype, shape and byte offset of each tensor.
 
-    `names` are the names of the weight file and the description; by default they are looked for in `directory`. Raises
-    FileError for files that are missing, damaged or in another format.
+    `names` are the names of the weight file and the description in `directory`. If `names` is None, the files are
+    looked for under the names that MindIE-SD expects. Raises FileError for files that are missing, damaged or in
+    another format.
     """
 
     def __init__(self, directory: Path | str, names: tuple[str, str] | None = None) -> None:
@@ -70,8 +71,8 @@ class Checkpoint:
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """Returns a dict from the name of each quantized layer to its scheme. In the description, X.linear.weight
-        stands for the weight of a layer X that has a smoothing multiplier."""
+        """Returns a dict from the name of each integer layer to its scheme. If a layer X has a smoothing multiplier,
+        the description names its weight X.linear.weight, not X.weight; the key in the dict is still X."""
         schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
@@ -91,8 +92,9 @@ class Checkpoint:
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads the tensor called `key`, converting bfloat16 to float32. Raises FileError if it is missing, or has a
-        dtype not in `dtypes` or another shape than `shape`; None allows any shape."""
+        """Returns the values of the tensor called `key`, bfloat16 converted to float32. Raises FileError if the tensor
+        is missing, if its dtype is not in `dtypes` (names such as "bfloat16"), or if its shape is not `shape`; None
+        allows any shape."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing", _REMEDY)
@@ -102,10 +104,13 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of scales, zero points, deq and quant_bias that W8A8_TIMESTEP layers have: the
-        noise levels of the denoising steps that the checkpoint was written for, or one in each timestep bin if it was
-        written without steps. Empty without such layers. Reading the property raises FileError if the metadata of the
-        weight file are damaged."""
+        """The noise levels of the rows of the checkpoint: each W8A8_TIMESTEP layer has one row of scales, zero points,
+        deq and quant_bias for each level. They are the noise levels of the denoising steps for which the checkpoint was
+        written. If it was written without steps, each timestep bin contains at least one of the levels. Empty without
+        W8A8_TIMESTEP layers.
+
+        Reading the property raises FileError if the metadata of the weight file are damaged.
+        """
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
@@ -177,17 +182,18 @@ def file_names_in(directory: Path) -> tuple[str, str]:
 
 
 def rank_of(stem: str) -> str:
-    """Returns the ending of `stem`, a file name without its extension, that stands for a rank (a process of a
-    distributed run), such as "_0", as MindIE-SD reads it; "" if there is none."""
+    """Returns the part of a file name that gives its rank, a process of a distributed run: the underscore and the
+    digits at the end of `stem`, the name without extension, such as "_0". Returns "" if there is none. MindIE-SD reads
+    the rank of a file in the same way."""
     match = re.search(r"_\d+$", stem)
     return match[0] if match else ""
 
 
 def read_description(path: Path) -> dict[str, str]:
-    """Reads the description, a dict from the name of each tensor to its scheme, or "FLOAT", and from "model_quant_type"
-    to the scheme of the model.
+    """Reads the description of a checkpoint, a JSON object. Its keys are the names of the tensors; the value is the
+    scheme of the tensor, or "FLOAT". The key "model_quant_type" has the scheme of the model.
 
-    Raises FileError for a file that is not a JSON object of texts.
+    Raises FileError for a file that is not a JSON object, or has a value that is not a string.
     """
     description = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
     if not all(isinstance(word, str) for word in description.values()):

@@ -14,8 +14,8 @@ def difference(checkpoint: Checkpoint, model: nn.Module) -> str | None:
     """Returns a fact, in words, that shows that the checkpoint was not made from the float `model`, such as a layer
     that the model lacks; None if there is no such fact.
 
-    Layer names and the shapes of their weights are compared, and the values of float tensors up to a relative
-    difference of 1 %.
+    Compares the names of the integer layers, the shapes of their weights, and the values of the float tensors. A value
+    may differ by 1 % of the model's value, because writing rounds it.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in checkpoint.layer_names:

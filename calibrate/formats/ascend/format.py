@@ -40,8 +40,10 @@ def read(directory: Path) -> Readable:
 
 
 def find(directory: Path) -> Path | None:
-    """Returns `directory` if it holds the description of an ascend checkpoint, else None."""
-    return directory if any(directory.glob(DESCRIPTION_FILE.format("*"))) else None
+    """Returns the path of an ascend checkpoint, `directory` or its subfolder "ascend"; None if neither holds the
+    description of one."""
+    folders = (directory, directory / "ascend")
+    return next((folder for folder in folders if any(folder.glob(DESCRIPTION_FILE.format("*")))), None)
 
 
 def describe(path: Path) -> Description:

@@ -5,15 +5,16 @@
   one of MindIE-SD's algorithms.
 - The weights lie beside it in quant_model_weight_{type in lower case}.safetensors, not a link, of mode 0640 or narrower
   and at most 100 GiB.
-- A description whose stem ends in _<digits> belongs to that rank of a distributed run.
+- A description whose stem ends in _<digits> belongs to the rank with this number in a distributed run.
 - A layer is quantized if it is an nn.Linear and the description gives an algorithm for its name, NAME.weight or
   NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
-- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. W8A16 layers ignore it.
+- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. A W8A16 layer ignores its
+  mul_scale.
 - The bias is read only if the layer of the float model has one.
 - W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype in which the model runs.
 - W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the
   timestep_config given to `quantize` says "static" for step i; without a timestep_config every step is computed
-  dynamically. The last layer's number of rows bounds i for all layers.
+  dynamically. The number of rows that the last layer has is the bound of i for all layers.
 - MindIE-SD runs in float16 or bfloat16. The device's matmul takes an int64 deq_scale in float16 only.
 """
 

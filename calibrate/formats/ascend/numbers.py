@@ -52,13 +52,15 @@ class LayerReader(NamedTuple):
     name: str
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads the layer's tensor `key`, the last part of the tensor's name, such as "weight". Raises FileError if it
-        is missing, or has a dtype not in `dtypes` or another shape than `shape`; None allows any shape."""
+        """Returns the values of the layer's tensor `key`, the last part of the tensor's name, such as "weight". Raises
+        FileError if the tensor is missing, if its dtype is not in `dtypes`, or if its shape is not `shape`; None allows
+        any shape."""
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
     def floats(self, key: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> Floats:
-        """Reads the layer's float tensor `key`, the last part of the tensor's name, such as "bias". Raises FileError if
-        it is missing, or has a dtype not in `dtypes` or another shape than `shape`."""
+        """Returns the values in float32 and the stored dtype of the layer's float tensor `key`, the last part of the
+        tensor's name, such as "bias". Raises FileError if the tensor is missing, if its dtype is not in `dtypes`, or if
+        its shape is not `shape`."""
         return _floats(self.checkpoint, self.checkpoint.prefix(self.name) + key, shape, dtypes)
 
     def fault(self, key: str, fact: str) -> OctavoError:
@@ -131,8 +133,8 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads with `reader` the input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer, and returns
-    `layer` with these numbers and with the dtype of the input scale."""
+    """Returns `layer`, a W8A8 or W8A8_TIMESTEP layer, with the input scale, zero point, deq and quant_bias that
+    `reader` reads. The field `dtype` becomes that of the stored input scale, which is the dtype of the float layer."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -171,10 +173,10 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
     """Returns `layer` with one row of scale, zero point, deq and quant_bias for each timestep bin, in place of one row
-    for each denoising step. `levels` are the noise levels of the steps; `reader` gives the noise levels that separate
-    the bins.
+    for each denoising step. `levels` are the noise levels of the steps. The noise levels that separate the bins are
+    read from the checkpoint of `reader`.
 
-    Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
+    Raises FileError if a bin contains no step, or if the rows of two steps in the same bin differ.
     """
     edges, integers = reader.checkpoint.edges(reader.name), layer.integers
     bins = np.searchsorted(edges, np.array(levels, np.float32), side="right").tolist()  # as `noise_level.bins_of`

@@ -14,14 +14,14 @@ from ..target import write_directory
 def write_pair(
     target: Path, names: tuple[str, str], fill: Callable[[Path], None], modes: Modes, origin: Origin | None = None
 ) -> None:
-    """Puts the weight file and the description of a checkpoint, and a manifest of both, into the directory `target`;
-    other files stay.
+    """Writes the weight file and the description of a checkpoint, and a manifest of both, into the directory `target`.
+    Files with other names stay.
 
-    `fill` is called with a staging directory and writes the two files there, under the two `names`. The manifest
-    records `origin`, the fingerprint of the float model; `modes` has the permissions of the files. If `target` has no
-    other files, the whole directory is replaced at once. Otherwise the old description is removed first, and the new
-    one is put there last, after the manifest: at every instant `target` has the old files, the new files, or no
-    description, and without a description nothing loads the weights.
+    `names` are the names of the weight file and the description. `fill` is called with a staging directory, into which
+    it writes these two files. The manifest records `origin`, the fingerprint of the float model; `modes` has the
+    permissions of the files. A process that is interrupted never leaves a description with the wrong weights: without
+    other files in `target` the whole directory is replaced at once. Otherwise the old description is removed first, and
+    the new one is moved to `target` last, and without a description no software loads the weights.
 
     Raises UsageError unless the names end in .safetensors and .json, StorageError if `target` is not a directory or
     cannot be written.

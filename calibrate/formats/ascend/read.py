@@ -62,8 +62,8 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
 
 
 def _tensor(array: Array) -> Tensor:
-    """Returns an array as a tensor. A small array is copied into memory that torch allocates; a large one, which has
-    its own memory pages, is shared."""
+    """Returns an array as a tensor. The tensor shares the memory of a large array, which has memory pages of its own. A
+    small array is copied into memory that torch allocates."""
     return torch.from_numpy(array) if array.nbytes >= LARGE else torch.tensor(array)
 
 

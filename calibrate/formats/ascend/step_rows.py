@@ -14,17 +14,22 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """Holds which timestep bins a W8A8_TIMESTEP layer uses in a run: `bins` (steps,), the index of the layer's bin at
-    each denoising step, and `edges`, the noise levels that separate those bins that have a step."""
+    """Holds which timestep bins of a W8A8_TIMESTEP layer the denoising steps of a run fall into.
+
+    `bins` (steps,) has the index of the bin for each step. `edges` are noise levels that separate the bins that have a
+    step, one between each two neighbours. Bins without a step are not written.
+    """
 
     bins: Tensor
     edges: Tensor
 
 
 def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
-    """Returns which of its timestep bins a layer uses at each denoising step of a run.
+    """Returns the timestep bin of a layer that each denoising step of a run falls into, and noise levels that separate
+    the bins that have a step.
 
-    `edges` are the noise levels that separate the layer's bins, `levels` the noise levels of the steps, in their order.
+    `edges` are the noise levels that separate all of the layer's bins, increasing; `levels` are the noise levels of the
+    steps, in the order of the steps.
     """
     bins = bins_of(torch.tensor(levels, dtype=torch.float32, device=edges.device), edges)
     used = bins.unique()
@@ -35,9 +40,9 @@ def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[fl
     """Returns the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers (input scale, zero point, deq,
     quant_bias), rounded to float32; () if there are no such layers.
 
-    The levels are `timesteps`, the noise levels of the denoising steps. If `timesteps` is None or empty, they are one
-    level in each timestep bin of every layer, from the highest to the lowest. Raises UsageError for timesteps that are
-    not finite.
+    The noise levels are `timesteps`, the noise levels of the denoising steps. If `timesteps` is None or empty, they are
+    chosen so that at least one lies in each timestep bin of each layer, and sorted from high to low. Raises UsageError
+    for timesteps that are not finite.
     """
     edges_of_layers = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not edges_of_layers:

@@ -11,7 +11,7 @@ tensors as X.linear.*.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from ..corrections import has_bias_correction
 from .names import CORRECTED, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
 from .step_rows import deployed_levels, step_rows
 
+NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float parameter has a new value
+
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
     """Returns the scheme that the checkpoint is named after: the scheme of all layers, or W8A8 if they have several."""
@@ -47,13 +49,13 @@ def write_ascend(
     *,
     timesteps: Sequence[float] | None = None,
 ) -> None:
-    """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
-    `modes` has the permissions of new files.
+    """Writes the weight file and the description into an existing directory. `names` are the names of these two files;
+    None stands for the names that MindIE-SD expects. `modes` has the permissions of new files.
 
-    `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
-    call the denoiser, step by step. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row
-    for each of them, or for each timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as
-    tensors and never folded into float parameters, which MindIE-SD takes from the float model.
+    `model` is the float model, with or without `layers` in place of its float layers. `timesteps` are the noise levels
+    of the denoising steps. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row for each
+    step. If `timesteps` is None or empty, they get a row for each timestep bin. Smoothing multipliers are written as
+    tensors and never folded into float parameters, because MindIE-SD takes float parameters from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -68,13 +70,18 @@ def write_ascend(
 
 
 def tensors_and_description(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    levels: Sequence[float] = (),
+    parameters: Mapping[str, Callable[[], Tensor]] = NONE,
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns two dicts by tensor name: the tensors of the checkpoint, and the description, which has each tensor's
-    scheme or "FLOAT".
+    """Returns two dicts with the names of the tensors as keys: the tensors to be written, and the description, which
+    has each tensor's scheme or "FLOAT".
 
-    `layers` has the integer layers by all their names; a layer that is used in several places has several. `levels` are
-    the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and quant_bias.
+    `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
+    names. `levels` are the noise levels for which each W8A8_TIMESTEP layer gets a row of scales, zero points, deq and
+    quant_bias. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
+    that returns the new value.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -86,17 +93,18 @@ def tensors_and_description(
             description[f"{name}.{key}"] = "FLOAT" if key in (MUL_SCALE, inner + "bias") else layer.scheme
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and isinstance(tensor, Tensor):
-            check_finite_tensor(name, tensor)
+            planned = Planned.of(tensor)
+            planned = planned._replace(make=parameters.get(name, planned.make))
+            check_finite_tensor(name, planned.make())
             page_out(tensor)  # frees the memory until the tensor is written
-            tensors[name] = Planned.of(tensor)
-            description[name] = "FLOAT"
+            tensors[name], description[name] = planned, "FLOAT"
     return tensors, description
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's name of the tensor without the
-    name of the layer, such as "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise
-    levels of the denoising steps."""
+    """Yields the Ascend name and the tensor of each tensor of one layer. The name, such as "weight", does not begin
+    with the name of the layer. The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels
+    of the denoising steps."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

@@ -44,8 +44,9 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
 
 
 def _misfit(model: Model, structure: Structure) -> str | None:
-    """Returns what is wrong with the first tensor of an integer layer that is missing, superfluous, or of another dtype
-    or shape than `structure`, read from the checkpoint's config, requires; None if all fit."""
+    """Compares the tensors of the integer layers with `structure`, which was read from the checkpoint's config. Returns
+    the first fault in words: a tensor that is missing, superfluous, or of a wrong dtype or shape. Returns None if all
+    fit."""
     for name, kind in structure.kinds.items():
         weight = model.tensors.get(f"{name}.weight")
         if weight is None:
@@ -73,9 +74,9 @@ def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
 
 
 def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Returns dtype and shape of each tensor that an integer layer of this `kind` must have, by the last part of the
-    tensor's name, such as "deq". `shape` is that of the layer's weight. The dtype None stands for any float dtype. The
-    bias of the float layer is optional and left out."""
+    """Returns the tensors that an integer layer of this `kind` must have: a dict from the last part of the tensor's
+    name, such as "deq", to dtype and shape. `shape` is that of the layer's weight. The dtype None stands for any float
+    dtype. The bias of the float layer is optional and left out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8", shape),
@@ -113,7 +114,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
     """Reads weight codes, scales, bias, deq and quant_bias of the integer layer `name`, a layer of the given `kind`.
-    Does not read the layer's smoothing multiplier, and the noise levels that separate its timestep bins."""
+    Leaves out the smoothing multiplier and the noise levels that separate timestep bins, which the check does not need.
+    """
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

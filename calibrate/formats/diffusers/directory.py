@@ -16,6 +16,7 @@ CONFIG_FILE = "config.json"
 WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
+_DESCRIPTIONS = "quant_model_description*.json"  # descriptions of msModelSlim, which stand for a quantization_config
 # regular expression of the names of the files in such a directory
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
@@ -93,11 +94,30 @@ def find_method(directory: Path, method: str, folder: str) -> Path | None:
     return None
 
 
-def method_at(directory: Path) -> str | None:
-    """Returns the quant_method in a directory's config.json; None for a float model, and for a directory without a
-    model of diffusers.
+def find_intact(directory: Path, method: str, folder: str) -> Path | None:
+    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`; None
+    if neither holds one.
 
-    Raises FileError for weights whose config.json is missing or damaged, and for int8 weights without a quant_method.
+    Also returns the subfolder if its config.json is damaged, but not `directory`, which `find_method` reports.
+    """
+    try:
+        if method_at(directory) == method:
+            return directory
+    except OctavoError:
+        pass
+    try:
+        return directory / folder if method_at(directory / folder) == method else None
+    except OctavoError:
+        return directory / folder
+
+
+def method_at(directory: Path) -> str | None:
+    """Returns the quant_method in the config.json of a directory, or "modelslim" for int8 weights that a description of
+    msModelSlim lies beside. Returns None if there is no config.json, or if it has no quantization_config, as for a
+    float model.
+
+    Raises FileError if config.json is damaged, if it is missing beside weights, or if it has no quantization_config
+    although the weights are int8.
     """
     path = directory / CONFIG_FILE
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
@@ -109,6 +129,8 @@ def method_at(directory: Path) -> str | None:
     if isinstance(content, dict):
         return str(content.get("quant_method"))
     if weights and any(tensor.stored.dtype == "int8" for tensor in Model.open(directory).tensors.values()):
+        if any(directory.glob(_DESCRIPTIONS)):
+            return "modelslim"
         fact = "has no quantization_config, although the weights beside it are int8"
         raise damage(path, fact, "Copy the file again, or calibrate again.")
     return None

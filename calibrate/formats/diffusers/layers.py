@@ -21,7 +21,8 @@ def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
     """Returns what quantization_config holds about `layers`: the dtype of their float tensors, and the kind of each
     layer.
 
-    `layers` has each integer layer under all its names; a layer that is used in several places has several.
+    `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
+    names.
     """
     dtype = next((layer.dtype for layer in layers.values()), torch.float32)
     return Structure(str(dtype).removeprefix("torch."), {name: _kind(layer) for name, layer in layers.items()})

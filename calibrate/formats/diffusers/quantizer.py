@@ -1,9 +1,9 @@
 """Loads and saves integer layers through diffusers: the quantizer and the config for `quant_method` "octavo".
 
 diffusers builds the model on the meta device, lets the quantizer replace layers by integer layers, and then hands over
-the stored tensors one by one. Before the first tensor, the names, dtypes and shapes of all are compared with the model,
-so that no tensor stays random and no integer layer stays float. Scales and integers keep their stored dtype;
-`torch_dtype` changes float tensors only.
+the stored tensors one by one. Before the first tensor, the names, dtypes and shapes of all stored tensors are compared
+with those of the model, so that no tensor stays random and no integer layer stays float. Scales and integers keep their
+stored dtype; `torch_dtype` changes float tensors only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -80,7 +80,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         self._keep: frozenset[str] = frozenset()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises UsageError for a device_map with "disk": accelerate would cast the integers before writing them."""
+        """Raises UsageError for a device_map with "disk", because accelerate would cast the integers when it writes
+        them to disk."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UsageError(
                 "device_map: integer layers cannot be offloaded to disk. Replace 'disk' in it by a device or 'cpu'."
@@ -94,10 +95,11 @@ class OctavoQuantizer(DiffusersQuantizer):
         return stored if torch_dtype is None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Compares the sizes of the checkpoint's files with their manifest, reads the headers of the files, and returns
-        `loaded_keys` unchanged.
+        """Checks the checkpoint's files and returns `loaded_keys` unchanged. diffusers calls this method before it
+        loads a tensor.
 
-        Raises FileError for a file that has another size than in the manifest, or a damaged header.
+        Reads the headers of the files. Raises FileError for a damaged header, and for a file whose size differs from
+        that in the checkpoint's manifest.
         """
         self._stored = {}
         for folder in {Path(file).parent for file in checkpoint_files}:
@@ -136,12 +138,12 @@ class OctavoQuantizer(DiffusersQuantizer):
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts the stored tensor `name` into the model, on `device`. If torch_dtype differs from the stored dtype,
-        float tensors are cast to torch_dtype, or to float32 in modules that diffusers keeps in float32. Not cast are
-        the scales, deq and bounds of timestep bins of integer layers.
+        """Puts `value`, the stored tensor `name`, into the model, on `device`. If torch_dtype differs from the stored
+        dtype, a float tensor is cast: to float32 in modules that diffusers keeps in float32, elsewhere to torch_dtype.
+        The scales, the deq and the bounds of timestep bins of integer layers are never cast.
 
-        A `value` that is not cast stays mapped from its file, and takes memory only once the layer runs; a backend that
-        packs the weight into a layout of its own lets go of that memory again.
+        A `value` that is not cast stays mapped from its file, so it takes memory only once the layer runs. If a backend
+        packs the weight into a layout of its own, the memory of the mapped weight is freed again.
         """
         path, stored = self._stored[name]
         value, parts = value if value.dtype == torch_dtype(stored) else read_tensor(path, stored), name.split(".")
@@ -163,11 +165,12 @@ class OctavoQuantizer(DiffusersQuantizer):
 
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
-    """Compares the tensors `stored` in a checkpoint with those of `model`, whose integer layers are still empty.
-    `structure` lists these layers.
+    """Compares the tensors `stored` in a checkpoint with the tensors of `model`, whose integer layers have no values
+    yet. `structure` lists these layers.
 
-    Raises MisfitError for a tensor that only one of the two has, and for one whose shape or dtype differs. Scales, deq
-    and integers must have exactly the model's dtype; another tensor must be floating-point if the model's is.
+    Raises MisfitError for a tensor that is only in the checkpoint or only in the model, and for a wrong shape or dtype.
+    The scales, deq and integers of integer layers must have the dtype that they have in the model. For other tensors
+    any float dtype may stand for another.
     """
     state = model.state_dict()
     missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
@@ -193,7 +196,8 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
     """Puts integer layers into a diffusers model, so that it behaves like a model loaded from a `diffusers` checkpoint:
     save_pretrained writes the integer layers, and the model refuses to be cast.
 
-    `layers` has the integer layers by all their names; a layer that is used in several places has several.
+    `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
+    names.
     """
     install(model, layers)
     accelerate(model)

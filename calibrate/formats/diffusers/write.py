@@ -1,9 +1,9 @@
 """Writes the format `diffusers`: a directory that `from_pretrained` of the model's class loads after `import octavo`.
 
-config.json is the model's own with a quantization_config (see `structure`). Weight files and tensors have diffusers'
-names. An integer layer X has the tensors of its state_dict: X.weight in int8, X.weight_scale, X.input_scale, X.deq,
-X.quant_bias and so on, exactly those with which calibration measured the accuracy. Other tensors are those of the float
-model, changed only where smoothing factors were folded into them.
+config.json is the float model's config.json plus a quantization_config (see `structure`). Weight files and tensors have
+diffusers' names. An integer layer X has the tensors of its state_dict: X.weight in int8, X.weight_scale, X.input_scale,
+X.deq, X.quant_bias and so on, exactly those with which calibration measured the accuracy. Other tensors are those of
+the float model, changed only where smoothing factors were folded into them.
 """
 
 import json
@@ -39,13 +39,13 @@ def write_diffusers(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
-    `modes` has the permissions of new files.
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into an
+    existing directory. `modes` has the permissions of new files.
 
-    More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
-    installed. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
-    that returns the new value. W8A8_TIMESTEP layers are written with their timestep bins (intervals of noise levels),
-    and serve any number of denoising steps.
+    `model` may be the float model, or a model that has the integer layers already. Weights of more than `shard` bytes
+    are split into several files with an index. `parameters` are the float parameters with smoothing factors folded in,
+    a dict from name to a function that returns the new value. W8A8_TIMESTEP layers are written with their timestep bins
+    (intervals of noise levels), and serve any number of denoising steps.
 
     Raises UsageError for a model that is not a diffusers model, NumbersError for a number to be written that is not
     finite.
@@ -71,8 +71,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """Yields the name and the tensor of everything to write for `model` with the integer `layers` in it, in the order
-    of the model's state_dict.
+    """Yields the name and the value of each tensor to be written for `model` with the integer `layers` in place of its
+    float layers, in the order of the model's state_dict.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value. Tensors that are mapped from a file, and new values, take no memory until they are written. Raises

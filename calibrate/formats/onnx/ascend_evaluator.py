@@ -38,8 +38,9 @@ class AscendGraph:
 
 
 def compiled(proto: "ModelProto") -> "ModelProto":
-    """Returns a copy of the graph `proto` in which each integer operator has, as an attribute, what Ascend's compiler
-    derives: the offset of its input's codes (their zero point), or for AscendDequant the axis of the channels.
+    """Returns a copy of the graph `proto` in which the integer operators have the attributes that Ascend's compiler
+    derives. An operator on int8 codes gets `offset`, the zero point of the codes. An AscendDequant gets `axis`, the
+    axis of the channels.
 
     Raises FileError for an operator other than Conv, Gemm and MatMul on the codes of an AscendQuant.
     """

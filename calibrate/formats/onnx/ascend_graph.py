@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":
-    """Builds the graph for Ascend's compiler from `traced`, in which a placeholder node with the number i stands for
-    layer i of `layers`.
+    """Builds the graph for Ascend's compiler from `traced`, in which placeholder nodes stand for the integer `layers`:
+    node number i for the layer at position i of the dict.
 
-    With `fuse_add` the bias of a Conv or Gemm is its third input; without, an Add node adds the bias to the
-    accumulator. The bias of a MatMul is always an Add node. The numbers are the same.
+    With `fuse_add` the bias of a Conv or Gemm is its third input. Without `fuse_add`, an Add node adds the bias to the
+    accumulator, with the same result. The bias of a MatMul is always an Add node.
 
     Raises UsageError for a layer that is not static W8A8, the only scheme that Ascend's operators have, and
     NumbersError for a bias that int32 does not hold.

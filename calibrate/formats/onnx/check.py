@@ -34,7 +34,7 @@ class Layer(NamedTuple):
 
 
 class _GraphIndex:
-    """Looks up the initializers of a graph by name, and the node that computes a tensor by the tensor's name."""
+    """Finds parts of a graph by name: the initializer with a given name, and the node whose output has a given name."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, proto = graph, graph.proto
@@ -154,10 +154,11 @@ def _quant_faults(node: "NodeProto") -> Iterator[str]:
 
 
 def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
-    """Yields the first fault of an AscendDequant node in words, nothing if it has none. `index` finds the nodes and
-    tensors of the graph by name.
+    """Yields the first fault of an AscendDequant node in words; nothing if the node has no fault. `index` finds the
+    nodes and initializers of the graph by name.
 
-    The node needs an integer layer before it that has one output for each scale, and whose accumulator fits into int32.
+    A sound node gets its input from an integer layer whose accumulator fits into int32, and has one scale for each
+    output of the layer.
     """
     layer, bias = index.producers.get(node.input[0]), ""
     if layer is not None and layer.op_type == "Add":
@@ -185,8 +186,9 @@ def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
 
 
 def _largest_sum(weight: "Array", bias: "Array", offset: int) -> int:
-    """Returns the largest magnitude of a layer's int32 accumulator, the sum of products plus bias, after Ascend's
-    compiler has subtracted `offset`, the input's zero point, times the sum of the weights."""
+    """Returns the largest magnitude that a layer's int32 accumulator can reach for any int8 codes of the input. The
+    accumulator is the sum of products plus `bias` minus `offset` * sum(weight). Ascend's compiler subtracts this last
+    term, where `offset` is the zero point of the input."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     start = bias.reshape(-1).astype(np.int64) - offset * rows.sum(1)
     return int((np.abs(start) + 128 * np.abs(rows).sum(1)).max())

@@ -55,15 +55,16 @@ def _move_tensors(proto: "ModelProto", sink: OutputFile, location: str) -> None:
 def write_graphs(
     target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: "Origin | None" = None
 ) -> None:
-    """Puts the graphs that `fill` writes, and a manifest of them, into the directory `target`. `modes` has the
-    permissions of new files.
+    """Writes graphs, and a manifest of them, into the directory `target`. `fill` is called with a staging directory,
+    into which it writes the graphs. `modes` has the permissions of new files.
 
-    `fill` is called with a staging directory. `target` is created if it does not exist; other files in it stay. `name`
-    becomes part of the manifest's file name, and the manifest records `origin`, the fingerprint of the float model.
+    `target` is created if it does not exist. Files with other names stay. `name` becomes part of the manifest's file
+    name, and the manifest records `origin`, the fingerprint of the float model.
 
     Each graph is replaced in one step, never overwritten in place; a symbolic link of its name is replaced too, not
-    followed. While the data file of a graph is replaced, the graph is absent, so nothing can load it with another
-    graph's data. The manifest is put there before the graphs, so it does not match until the last graph is there.
+    followed. If a graph has a data file, the old graph is removed before the data file is replaced, so no graph can be
+    loaded with the data of another. The manifest is replaced before the graphs, so an interrupted write leaves a
+    manifest that does not match.
 
     Raises StorageError if `target` exists and is not a directory, or cannot be written.
     """

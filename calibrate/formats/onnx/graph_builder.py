@@ -1,5 +1,5 @@
-"""Replaces the placeholders of a traced graph, nodes that stand for integer layers, by ONNX nodes and initializers
-under names that the graph does not use yet."""
+"""Replaces the placeholders of a traced graph. A placeholder is a node that stands for an integer layer; ONNX nodes and
+initializers take its place, under names that the graph does not use yet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ _SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its len
 
 
 class Builder:
-    """Collects the nodes and initializers of a graph. `used` are the names that the graph already has; `free_name`
-    gives none of them, and no name twice."""
+    """Collects new nodes and initializers for a graph. `used` are the names that the graph already has. `free_name`
+    returns names that are not among them, each name once."""
 
     def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -61,8 +61,8 @@ class Builder:
         return output
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
-        """Returns the name in the graph that `make` returns. Only the first call with this `key` calls `make`; later
-        calls return the same name again."""
+        """Calls `make` when this `key` is given for the first time, and returns its result, the name of a tensor in the
+        graph. Later calls with the same key return the same name without calling `make`."""
         if key not in self._names:
             self._names[key] = make()
         return self._names[key]
@@ -85,10 +85,11 @@ Expand = Callable[[Builder, Use], None]
 
 def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
     """Returns a copy of the graph `traced` in which each placeholder, a node that stands for an integer layer, is
-    replaced by the nodes that `expand` adds to a Builder for this use of the layer.
+    replaced. `expand` is called with a Builder and a Use, one use of a layer, and adds the nodes of the layer to the
+    Builder.
 
-    The placeholder with the number i stands for layer i of `layers`. The copy contains nothing about the machine or the
-    time of the export.
+    Placeholder number i stands for the layer at position i of the dict `layers`. The copy contains nothing about the
+    machine or the time of the export.
     """
     from onnx import ModelProto, helper
 
@@ -119,15 +120,15 @@ def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLaye
 
 
 def float_graph(traced: "ModelProto") -> "ModelProto":
-    """Returns the graph to write for a float model: `traced` without what the exporter notes about the machine and the
+    """Returns the graph to write for a float model: `traced` without the exporter's notes on the machine and on the
     model's code."""
     return expand_placeholders(traced, {}, lambda builder, use: None)
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
     """Renames the output of each placeholder, a node that stands for an integer layer during tracing, to the name of
-    the layer: the exporter gives outputs only numbers. `order` has the name of each placeholder's layer, by its index;
-    `builder` makes the names unique."""
+    the layer, because the exporter gives outputs only numbers. `order` is the list of the layers' names, in which a
+    placeholder has its index; `builder` makes the names unique."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}
@@ -166,8 +167,8 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Gives the first axis of the graph's inputs and outputs the name `batch`, in place, where any length is allowed.
-    The exporter names such an axis by a number."""
+    """Gives the name `batch`, in place, to the axis of variable length that comes first in an input of the graph, and
+    to the same axis of the other inputs and outputs. The exporter names this axis by a number."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:

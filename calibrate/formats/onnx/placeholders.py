@@ -118,7 +118,8 @@ def attribute(node: "NodeProto", name: str) -> int:
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """Yields the list of nodes of each branch, loop and function of a graph, including nested ones."""
+    """Yields the list of nodes of each branch, loop body and function of a graph, including nested ones. The list of
+    the graph's own nodes, outside of all bodies, is not yielded."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()

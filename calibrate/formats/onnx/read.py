@@ -1,7 +1,8 @@
 """Reads an ONNX graph from an untrusted source: opens no file outside its directory, and checks every number.
 
-A file with external data must lie beside the graph. Refused are a path that leads elsewhere, a symbolic link, a file
-that has other names (hard links), and an offset and length that leave the file or differ from the tensor's size.
+A file with external data must lie beside the graph. It is refused if its path leads elsewhere, if it is a symbolic
+link, or if it has a second name (hard link). The offset and the length of a tensor must lie inside the file, and the
+length must be the tensor's size.
 """
 
 import math
@@ -26,7 +27,7 @@ _REMEDY = "Export the graph again."
 
 class Graph(NamedTuple):
     """A graph read from the file at `path`: the SHA-256 `digest` and the `size` in bytes of that file, and `external`,
-    the bytes of its tensors that are in other files."""
+    the number of bytes of the graph's tensors that are in other files."""
 
     path: Path
     proto: "ModelProto"

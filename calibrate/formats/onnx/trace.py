@@ -98,9 +98,9 @@ def trace(
 ) -> "ModelProto":
     """Traces `model` to a graph in which each of `layers` is a placeholder node, numbered in the order of `layers`.
 
-    `example` is a call of the model, args and kwargs, to trace. The inputs of the graph are the call's tensors, called
-    `input_names`, by default input.1, input.2 and so on. Any length of their first axis is allowed where the model
-    allows it. `exporters` are tried one after the other until one succeeds.
+    `example` is the call of the model to trace, with args and kwargs. Its tensors are the inputs of the graph, named
+    `input_names`; None: input.1, input.2 and so on. Their first axis may have any length, unless the model fixes it.
+    `exporters` are tried one after the other until one succeeds.
 
     Raises UsageError unless there is a different name for each input, MisfitError for a model that no exporter can
     export and for a layer that the call does not reach.
@@ -129,9 +129,10 @@ def trace(
 
 
 def _cause(error: BaseException) -> str:
-    """Returns the text of the first error in the chain of causes of `error`, in one line of at most 200 characters.
+    """Returns the text of the original error, at the end of the chain of causes of `error`, in one line of at most 200
+    characters.
 
-    The exporters raise errors of their own from the first error, and add advice and terminal colours to its text.
+    The exporters raise errors of their own from the original one, and add advice and terminal colours to its text.
     """
     while error.__cause__ is not None:
         error = error.__cause__

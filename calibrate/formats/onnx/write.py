@@ -1,5 +1,5 @@
-"""Writes the ONNX files of a calibrated model: for onnxruntime and OpenVINO, for Ascend's compiler, and of the float
-model."""
+"""Writes the ONNX files of a calibrated model: the graph for onnxruntime and OpenVINO, the graph for Ascend's compiler,
+and the graph of the float model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ NAME = "model"  # the name of the model in the file names of formats `onnx` and 
 def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `onnx`: model_quant_qdq.onnx in `directory`, which is `model` with the integer `layers` in it.
-    `modes` has the permissions of new files.
+    """Writes the file of format `onnx`, model_quant_qdq.onnx in `directory`. Its graph is that of `model` with the
+    integer `layers` in place of the float layers. `modes` has the permissions of new files.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is
     neither static W8A8 nor W8A16; MisfitError for a model that torch.onnx cannot export or a layer that the call does
@@ -40,8 +40,8 @@ def write_qdq(
 def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `ascend-onnx`: model_quant.onnx in `directory`, which is `model` with the integer `layers` in it.
-    `modes` has the permissions of new files.
+    """Writes the file of format `ascend-onnx`, model_quant.onnx in `directory`. Its graph is that of `model` with the
+    integer `layers` in place of the float layers. `modes` has the permissions of new files.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is not
     static W8A8; MisfitError for a model that torch.onnx cannot export or a layer that the call does not reach;
@@ -64,16 +64,18 @@ def write_all(
     largest: int = LARGEST,
 ) -> None:
     """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and, with `save_fp`, {arch}_fp.onnx into the directory `target`.
+    Creates `target` if it does not exist; files with other names stay.
 
-    Creates `target` if it does not exist, and leaves other files in it alone. `example` is the call of the model to
-    trace, and `input_names` are the names of its tensors in the graph. With `fuse_add`, a bias is an input of its Conv
-    or Gemm, else an Add node. If a graph's tensors have more than `largest` bytes together, the larger ones go to a
-    file beside it.
+    `example` is the call of the model to trace; `input_names` names its tensors in the graph. With `fuse_add`, a bias
+    is an input of its Conv or Gemm, else an Add node. If the tensors of a graph have more than `largest` bytes
+    together, the large ones are written to the path of the graph + ".data".
 
-    Raises UsageError for an `arch` that cannot begin a file name, for `example` None, if onnx is not installed, unless
-    there is a different name for each input, and for a layer that is not static W8A8; MisfitError for a model that
-    torch.onnx cannot export or a layer that the call does not reach; NumbersError for a weight scale outside float32 or
-    a bias outside int32; StorageError for a directory that cannot be written.
+    Raises:
+    - UsageError: an `arch` that cannot begin a file name; no `example`; onnx is not installed; `input_names` that do
+      not give each input a name of its own; a layer that is not static W8A8
+    - MisfitError: a model that torch.onnx cannot export, or a layer that the call does not reach
+    - NumbersError: a weight scale outside float32, or a bias outside int32
+    - StorageError: `target` cannot be written
     """
     if not arch or Path(arch).name != arch or not arch.isprintable():
         raise UsageError(f"model_arch: {arch!r} cannot begin a file name. Give a name such as resnet50.")

@@ -58,8 +58,8 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
 
 
 class RankedLayer(NamedTuple):
-    """An integer layer, and `rank`, the number of axes of its input; torchao needs a static input scale with as many
-    axes."""
+    """An integer layer, and `rank`, the number of axes of its input. torchao needs the scale of a static input as a
+    tensor with this number of axes."""
 
     layer: QuantizedLayer
     rank: int
@@ -75,13 +75,13 @@ def write_torchao(
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
-    `modes` has the permissions of new files.
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into an
+    existing directory. `modes` has the permissions of new files.
 
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
     are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
-    value. More than `shard` bytes of weights become several files. Raises UsageError for a layer that the format cannot
-    hold and for a model that is not a diffusers model, NumbersError for a number to be written that is not finite.
+    value. Weights above `shard` bytes are split into several files. Raises UsageError for a layer that the format
+    cannot hold and for a model that is not a diffusers model, NumbersError for a number that is not finite.
     """
     config = config_of(model)
     axes = axes or {}
@@ -143,7 +143,8 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
     """Returns the scales of the weight's output channels, (out,). For a static layer they are deq / input scale, where
     deq is the rounded product of input scale and weight scale.
 
-    A channel whose weights are all zero keeps its own weight scale: its deq only scales its bias.
+    A channel whose weights are all zero keeps the weight scale of the layer: its deq is chosen for its bias alone and
+    is no such product.
     """
     if not layer.calibrated:
         return layer.weight_scale

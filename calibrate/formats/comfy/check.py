@@ -1,0 +1,199 @@
+"""Checks whether ComfyUI loads an int8 file as it is meant, and what SGLang and stable-diffusion.cpp make of it.
+
+ComfyUI reports only some faults of such a file. Each fault that it passes over in silence, such as integers without a
+marker, which it takes for weights, has a negative verdict here. Files of other programs are checked too.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from octavo.capture.arrays import read_array
+from octavo.capture.errors import OctavoError
+
+from ..verdict import Verdict
+from .families import FAMILIES
+from .family import Family
+from .structure import INT8, METADATA, Content, Marker, file_in, rotation_of
+
+COMFYUI, SGLANG, CPP = "ComfyUI", "SGLang", "stable-diffusion.cpp"
+_FORMATS = (INT8, "float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "convrot_w4a4")  # those that ComfyUI 0.28 knows
+# keys of an int8 marker that ComfyUI reads, and "per_row", which only repeats the shape of the scale
+_KEYS = {"format", "convrot", "convrot_groupsize", "params", "full_precision_matrix_mult", "num_experts", "per_row"}
+# tensors beside an int8 weight that other programs write, and that ComfyUI drops
+_DROPPED = ("pre_quant_scale", "input_scale", "input_offset", "smooth_factor", "mul_scale", "weight_zero_point")
+_SGLANG_GROUPS, _SGLANG_MODEL = (16, 64, 256), "Qwen-Image-2.1"  # and MiniMax-H3, which Octavo does not know
+_AGAIN = "Calibrate again with --format comfy, or ask the maker of the file for another."
+
+
+def check(path: Path) -> list[Verdict]:
+    """Returns the verdicts on the file in format `comfy` at `path`, a file or the directory that holds it. A file that
+    cannot be read gives a negative verdict, not an error."""
+    file = file_in(path)
+    if file is None:
+        return [Verdict(COMFYUI, "files", False, f"{path}: holds no file with markers of ComfyUI. {_AGAIN}")]
+    try:
+        content = Content.read(file)
+        return [*_for_comfyui(content), _for_sglang(content), _for_cpp(content)]
+    except OctavoError as error:
+        return [Verdict(COMFYUI, "files", False, str(error))]
+
+
+def _for_comfyui(content: Content) -> Iterator[Verdict]:
+    """Yields the verdicts for ComfyUI, one for each entry of _CHECKS, and one on the names of the tensors."""
+    layers = content.int8
+    count = f"{len(layers)} int8 layers"
+    if not layers and not content.integer_weights:
+        yield Verdict(COMFYUI, "layers", False, f"has no int8 layers. {_AGAIN}")
+    for subject, find, fact in _CHECKS:
+        faults = list(find(content))
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        yield Verdict(
+            COMFYUI, subject, not faults, f"{faults[0]}{more}. {_AGAIN}" if faults else fact.format(count=count)
+        )
+    yield _names(content)
+
+
+def _markers(content: Content) -> Iterator[str]:
+    """Yields the faults of markers: one that cannot be read or is missing, and integers that are no matrix."""
+    yield from content.faults
+    markers = content.effective
+    for name in content.integer_weights:
+        if name not in markers:
+            yield f"{name}.weight is int8 without a marker; ComfyUI silently takes the integers for weights"
+        elif len(content.tensors[f"{name}.weight"].shape) != 2:
+            yield f"{name}.weight is int8 and no matrix; ComfyUI silently takes the integers for weights"
+    for name, marker in markers.items():
+        if f"{name}.weight" not in content.tensors:
+            yield f"{name} has a marker, but no weight"
+        elif marker.get("format") not in _FORMATS:
+            yield f"{name} has the format {marker.get('format')!r}, which ComfyUI does not know"
+    for name in content.int8:
+        weight = content.tensors.get(f"{name}.weight")
+        if weight is not None and weight.dtype != "int8":
+            yield f"{name}.weight is {weight.dtype}, not int8; ComfyUI silently cuts it to whole numbers"
+
+
+def _agreement(content: Content) -> Iterator[str]:
+    """Yields the layers whose two markers disagree. ComfyUI takes that of the metadata."""
+    for name, marker in (content.metadata or {}).items():
+        other = content.markers.get(name)
+        if other is None or (marker.get("format") == other.get("format") and rotation_of(marker) == rotation_of(other)):
+            continue
+        told = f"{_text(marker)} in {METADATA}, which ComfyUI silently takes, but {_text(other)} in its marker"
+        yield f"{name} is {told}"
+
+
+def _text(marker: Marker) -> str:
+    """Returns the format and the rotation of a marker in words."""
+    group = rotation_of(marker)
+    return f"{marker.get('format')} {'not rotated' if group is None else f'rotated by {group}'}"
+
+
+def _scales(content: Content) -> Iterator[str]:
+    """Yields the faults of weight scales: missing, of a dtype or shape that ComfyUI cannot use, or not positive."""
+    for name in content.int8:
+        weight, scale = (content.tensors.get(f"{name}.{leaf}") for leaf in ("weight", "weight_scale"))
+        if weight is None or len(weight.shape) != 2:
+            continue
+        rows = weight.shape[0]
+        if scale is None:
+            yield f"{name}.weight_scale is missing; ComfyUI refuses the file"
+        elif scale.dtype != "float32":
+            yield f"{name}.weight_scale is {scale.dtype}, not float32; kernels fail or round it"
+        elif scale.shape not in ((rows, 1), (rows,), (1,), ()):
+            yield f"{name}.weight_scale has shape {list(scale.shape)}, not {[rows, 1]}"
+        else:
+            values = read_array(content.path, scale)
+            if not (np.isfinite(values) & (values > 0)).all():
+                yield f"{name}.weight_scale has a number that is not positive and finite"
+
+
+def _rotations(content: Content) -> Iterator[str]:
+    """Yields the faults of rotations: a size of groups that has no matrix, or that is given but not asked for."""
+    for name, marker in content.int8.items():
+        group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
+        if group is None:
+            if "convrot_groupsize" in marker:
+                yield f"{name} has convrot_groupsize without convrot; ComfyUI silently does not rotate"
+        elif not _is_power_of_four(group):
+            yield f"{name} is rotated by {group!r}, not by a power of four"
+        elif weight is not None and weight.shape[-1:] and weight.shape[-1] % group:
+            yield f"{name} has {weight.shape[-1]} inputs, not a multiple of the {group} that are rotated"
+
+
+def _is_power_of_four(group: object) -> bool:
+    return type(group) is int and group >= 4 and group & (group - 1) == 0 and group.bit_length() % 2 == 1
+
+
+def _dropped(content: Content) -> Iterator[str]:
+    """Yields the tensors beside int8 weights that ComfyUI drops, although the layer's output depends on them."""
+    for name in dict.fromkeys([*content.int8, *content.integer_weights]):
+        for leaf in _DROPPED:
+            if f"{name}.{leaf}" in content.tensors:
+                yield f"{name}.{leaf} is silently dropped by ComfyUI, so the output is wrong"
+
+
+def _keys(content: Content) -> Iterator[str]:
+    """Yields the keys of int8 markers that ComfyUI does not read."""
+    for name, marker in content.int8.items():
+        for key in sorted(set(map(str, marker)) - _KEYS):
+            yield f"{name} has the key {key!r} in its marker, which ComfyUI silently passes over"
+
+
+_CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
+    ("markers", _markers, "{count}, each with a marker"),
+    ("metadata", _agreement, "agree with the markers"),
+    ("scales", _scales, "float32, positive, one for each row or matrix"),
+    ("rotations", _rotations, "groups of a power of four divide the inputs"),
+    ("left out", _dropped, "no tensors that ComfyUI would drop"),
+    ("keys", _keys, "no keys that ComfyUI would pass over"),
+)
+
+
+def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
+    """Returns the family of a file with tensors of these `names`, None if it is unknown, and whether the names are
+    native."""
+    for family in FAMILIES.values():
+        if family.diffusers in names:
+            return family, False
+    return next((family for family in FAMILIES.values() if family.native in names), None), True
+
+
+def _names(content: Content) -> Verdict:
+    """Returns the verdict on whether the tensors have native names."""
+    family, native = family_in(content.names)
+    if family is None:
+        return Verdict(COMFYUI, "names", True, "not those of a model that Octavo knows, so they were not checked")
+    if native:
+        return Verdict(COMFYUI, "names", True, f"native names of {family.title}")
+    fact = f"{family.title} with the names of diffusers: ComfyUI refuses them, or silently drops scales and markers"
+    return Verdict(COMFYUI, "names", False, f"{fact}. {_AGAIN}")
+
+
+def _for_sglang(content: Content) -> Verdict:
+    """Returns the verdict on whether SGLang loads the file: it takes rotated layers only, and of few models."""
+    family, _ = family_in(content.names)
+    for name, marker in content.int8.items():
+        group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
+        scale = content.tensors.get(f"{name}.weight_scale")
+        if group not in _SGLANG_GROUPS:
+            return Verdict(SGLANG, "layers", False, f"{name} is not rotated by 16, 64 or 256, as SGLang needs it")
+        if weight is None or scale is None or scale.shape not in ((*weight.shape[:1], 1), ()):
+            return Verdict(SGLANG, "layers", False, f"{name}.weight_scale does not have the shape [rows, 1] or []")
+    if family is not None and family.title != _SGLANG_MODEL:
+        fact = f"loads the int8 files of MiniMax-H3 and {_SGLANG_MODEL}, not those of {family.title}"
+        return Verdict(SGLANG, "model", False, fact)
+    return Verdict(SGLANG, "layers", True, "all int8 layers are rotated by 16, 64 or 256")
+
+
+def _for_cpp(content: Content) -> Verdict:
+    """Returns the verdict on whether stable-diffusion.cpp loads the file: it reads the markers in tensors."""
+    for name in content.integer_weights:
+        if name not in content.markers:
+            return Verdict(CPP, "layers", False, f"{name} has no tensor comfy_quant, which stable-diffusion.cpp reads")
+    plain = sum(rotation_of(marker) is None for marker in content.int8.values())
+    if plain:
+        return Verdict(CPP, "layers", True, f"{plain} int8 layers are not rotated, which its documentation leaves open")
+    return Verdict(CPP, "layers", True, "all int8 layers are rotated, as its documentation describes")

@@ -1,0 +1,69 @@
+"""Defines the `Format` object of the format `comfy`. Importing this module needs no torch."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.capture.files import Modes
+
+from ...layers.schemes import DYNAMIC
+from ..record import Deployment, Description, Format
+from .check import COMFYUI, check, family_in
+from .names import refusal
+from .structure import FILE, INT8, Content, file_in, rotation_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...layers.modules import QuantizedLayer
+
+
+def write(
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    """Writes `model`, with the integer `layers` in place of its float layers, as one file in format `comfy` into
+    `directory`. `modes` are the permissions; `deployment` has the folded parameters."""
+    from .write import write_comfy
+
+    write_comfy(layers, model, directory, modes, parameters=deployment.parameters)
+
+
+def find(directory: Path) -> Path | None:
+    """Returns `directory` if it holds a file in format `comfy`, of Octavo or of another program, else None."""
+    return directory if directory.is_dir() and file_in(directory) else None
+
+
+def describe(path: Path) -> Description:
+    """Describes the file in format `comfy` at `path`, a file or the directory that holds it: its model, and the number
+    of its int8 layers by their rotation.
+
+    Raises FileError for a file that is missing or damaged.
+    """
+    content = Content.read(file_in(path) or path / FILE)
+    family, _ = family_in(content.names)
+    groups = Counter(str(rotation_of(marker)) for marker in content.int8.values())
+    words = {group: "not rotated" if group == "None" else f"rotated by {group}" for group in groups}
+    line = ", ".join(f"{count} {words[group]}" for group, count in groups.most_common())
+    title = f"{'a diffusion model' if family is None else family.title} for ComfyUI"
+    count = len(content.int8)
+    return Description(title, (("layers", f"{count} {INT8}" + (f": {line}" if line else "")),), {INT8: count})
+
+
+FORMATS = (
+    Format(
+        name="comfy",
+        files=re.escape(FILE),
+        writer=write,
+        schemes=(DYNAMIC,),
+        transforms=("Rotate",),
+        consumer=COMFYUI,
+        find=find,
+        check=check,
+        describe=describe,
+        refusal=refusal,
+        folds=True,
+        made_biases=False,
+    ),
+)

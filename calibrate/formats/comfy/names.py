@@ -1,0 +1,124 @@
+"""Finds the native names of a model's tensors, and the layers that become one matrix under a native name.
+
+Importing this module needs no torch.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from octavo.capture.errors import UsageError
+
+from .families import FAMILIES
+from .family import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INSTEAD = "Use --format diffusers."
+
+
+class Rows(NamedTuple):
+    """The tensors whose rows make a native tensor: their names in diffusers, in order; whether the first and the
+    second half of the rows are exchanged; and whether the axes are joined into one."""
+
+    names: tuple[str, ...]
+    swapped: bool = False
+    flat: bool = False
+
+
+class _Rule(NamedTuple):
+    """A rule that renames tensors: `pattern` matches names in diffusers and captures the number of the block, if there
+    is one, and what follows; `part` is the position of the tensor's rows in the native tensor, `parts` the number of
+    positions."""
+
+    pattern: re.Pattern[str]
+    native: str
+    part: int
+    parts: int
+
+    @classmethod
+    def of(cls, name: str, native: str, part: int = 0, parts: int = 1) -> "_Rule":
+        """Makes the rule from `name`, the name in diffusers, with {} for the number of the block."""
+        pattern = re.escape(name).replace(re.escape("{}"), r"(\d+)")
+        return cls(re.compile(pattern + r"((?:\..*)?)"), native, part, parts)
+
+
+def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
+    """Returns the reason why the format `comfy` cannot hold a denoiser of the class `kind` with the configuration
+    `config`, and what the user can do; None if it can."""
+    if kind not in FAMILIES:
+        known = ", ".join(dict.fromkeys(family.title for family in FAMILIES.values()))
+        return f"has no table of ComfyUI's names for {kind}; it has one for {known}. {INSTEAD}"
+    for key, value in FAMILIES[kind].only.items():
+        if tuple(config.get(key, value)) != value:
+            return f"has ComfyUI's names for {kind} with {key} {list(value)}, not {list(config[key])}. {INSTEAD}"
+    return None
+
+
+def family_of(model: "nn.Module") -> Family:
+    """Returns the family of a model. Raises UsageError for a model without native names."""
+    config = getattr(model, "config", None)
+    if reason := refusal(type(model).__name__, config if isinstance(config, Mapping) else {}):
+        raise UsageError(f"format comfy: {reason}")
+    return FAMILIES[type(model).__name__]
+
+
+def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
+    """Returns a dict from each native name to the tensors that it is made of. `names` are the names of all tensors of a
+    model in diffusers.
+
+    Raises UsageError for a tensor without a native name, and for a native tensor some of whose rows the model lacks.
+    """
+    found: dict[str, dict[int, str]] = {}
+    rules: dict[str, tuple[_Rule, str]] = {}
+    for name in names:
+        rule, (*block, rest) = _rule_for(name, family)
+        native = rule.native.format(*block) + rest
+        found.setdefault(native, {})[rule.part] = name
+        rules[native] = rule, "".join(block)
+    last = max((block for _, block in rules.values()), key=lambda block: int(block or 0), default="")
+    result = {}
+    for native, parts in found.items():
+        rule, number = rules[native]
+        if len(parts) != rule.parts:
+            fact = f"{native} consists of {rule.parts} layers, but the model only has {', '.join(parts.values())}"
+            raise UsageError(f"format comfy: {fact}. {INSTEAD}")
+        swapped = rule.native in family.swapped or (rule.native in family.swapped_last and number == last)
+        result[native] = Rows(tuple(parts[part] for part in sorted(parts)), swapped, rule.native in family.flat)
+    return result
+
+
+def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
+    """Returns the rule of `family` that renames the tensor `name`, and what its pattern captures. Raises UsageError if
+    there is none."""
+    for rule in _rules(family.title):
+        if match := rule.pattern.fullmatch(name):
+            return rule, match.groups()
+    raise UsageError(f"format comfy: the tensor {name} has no native name in {family.title}. {INSTEAD}")
+
+
+@cache
+def _rules(title: str) -> tuple[_Rule, ...]:
+    """Returns the rules of the family called `title`; those with the longest names in diffusers first."""
+    family = next(family for family in FAMILIES.values() if family.title == title)
+    rules: list[tuple[int, _Rule]] = []
+    for native, sources in family.rules.items():
+        names = (sources,) if isinstance(sources, str) else sources
+        rules += [(len(name), _Rule.of(name, native, part, len(names))) for part, name in enumerate(names)]
+    return tuple(rule for _, rule in sorted(rules, key=lambda item: -item[0]))
+
+
+def together(model: "nn.Module") -> list[list[str]]:
+    """Returns the groups of layers of `model` that become one matrix under a native name, such as query, key and value.
+
+    The layers of a group should all be integer layers with the same rotation, or all stay float: otherwise the format
+    writes their matrix in float. [] for a model of a class without native names.
+    """
+    family = FAMILIES.get(type(model).__name__)
+    if family is None:
+        return []
+    rows = native_names(model.state_dict(), family).values()
+    names = [[name.removesuffix(".weight") for name in row.names] for row in rows if row.names[0].endswith(".weight")]
+    return [group for group in names if len(group) > 1]

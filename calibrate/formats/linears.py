@@ -1,0 +1,75 @@
+"""Collects the tensors of a model whose integer layers are linear layers with dynamic or float inputs, for the formats
+of libraries that load such layers under names of their own."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import UsageError
+from octavo.capture.tensors import Planned
+
+from ..layers.install import all_names
+from ..layers.modules import QuantizedLayer, QuantizedLinear
+from ..layers.weights import check_finite_tensor
+from .diffusers.write import state
+
+Parts = Callable[[str, QuantizedLayer], Iterable[tuple[str, Planned]]]
+
+
+def linear_tensors(
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    parameters: Mapping[str, Callable[[], Tensor]],
+    parts: Parts,
+) -> dict[str, Planned]:
+    """Returns the tensors of `model` by name, where those of the integer `layers` are replaced by what `parts` returns.
+
+    `parts` is called with the name of an integer layer and the layer, and yields names without the layer's and tensors.
+    `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
+    the new value. Raises NumbersError for a number that is not finite.
+    """
+    tensors: dict[str, Planned] = {}
+    named = all_names(layers, model)
+    for name, tensor in state(model, {}, parameters):
+        owner, _, leaf = name.rpartition(".")
+        if owner not in named:
+            tensors[name] = tensor
+        elif leaf == "weight":
+            tensors |= {f"{owner}.{key}": value for key, value in parts(owner, named[owner])}
+    for name, layer in named.items():
+        check_finite_tensor(f"{name}.weight_scale", layer.weight_scale)
+        if layer.bias is not None:
+            check_finite_tensor(f"{name}.bias", layer.bias)
+    return tensors
+
+
+def check_linears(
+    name_of_format: str, layers: Mapping[str, QuantizedLayer], schemes: Iterable[str], remedy: str
+) -> None:
+    """Raises UsageError for a layer that is no linear layer, whose scheme is not one of `schemes`, or that has a bias
+    only for its bias correction. The message about a scheme ends with `remedy`, which says what to do."""
+    for name, layer in layers.items():
+        fact = ""
+        if not isinstance(layer, QuantizedLinear):
+            fact = "is a convolution, which the format cannot hold. Keep the layer float."
+        elif layer.scheme not in schemes:
+            fact = f"has the scheme {layer.scheme}, which the format cannot hold. {remedy}"
+        elif layer.made_bias:
+            fact = "has no bias in the float model to add the bias correction to. Use --no-bias-correction."
+        if fact:
+            raise UsageError(f"format {name_of_format}: {name} {fact}")
+
+
+def float_parts(layer: QuantizedLayer) -> Iterator[tuple[str, Planned]]:
+    """Yields the weight, integers times scale, and the bias of a layer as float tensors in the layer's dtype, for
+    software that can hold the layer as float only."""
+    yield "weight", Planned(layer.dtype, tuple(layer.weight.shape), partial(_dequantized, layer))
+    if layer.bias is not None:
+        yield "bias", Planned.of(layer.bias)
+
+
+def _dequantized(layer: QuantizedLayer) -> Tensor:
+    weight = layer.weight.detach().to(torch.float32)
+    return weight.mul_(layer.weight_scale.view([-1] + [1] * (weight.ndim - 1))).to(layer.dtype)

@@ -1,0 +1,1 @@
+"""Format `sdnq`: a model directory that diffusers loads with the library sdnq and without Octavo."""

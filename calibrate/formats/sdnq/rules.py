@@ -1,0 +1,48 @@
+"""Defines the names and rules of the library sdnq (0.2.8) for int8 checkpoints. Importing this module needs no torch.
+
+- A layer X is quantized if it is an nn.Linear and its weight, X.weight, is not in the list `modules_to_not_convert` of
+  the quantization_config.
+- An int8 layer has X.weight, X.scale (float32, one number for each output channel) and X.bias if its float layer has
+  one.
+- With `use_quantized_matmul` true, the input becomes int8 codes with a scale for each token, unless the call has fewer
+  than 32 tokens; such a call computes with float inputs. X.weight is then stored as (in, out) and X.scale as (1, out).
+- That holds only for layers whose sizes fit the matrix units, and that are not in the list `modules_to_not_use_matmul`.
+  For all other layers the input stays float, X.weight is (out, in) and X.scale (out, 1).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+METHOD = "sdnq"  # quant_method in config.json
+FLOAT_LAYERS, FLOAT_INPUTS, MATMUL = "modules_to_not_convert", "modules_to_not_use_matmul", "use_quantized_matmul"
+_LEAST, _MULTIPLE = 32, 16  # smallest number of channels, and the divisor of it, for a product of integers
+
+
+def fits_matmul(outputs: int, inputs: int) -> bool:
+    """Returns whether sdnq multiplies integers for a layer of this size, if it is asked to."""
+    return min(outputs, inputs) >= _LEAST and outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0
+
+
+def listed(parameter: str, names: Collection[Any]) -> bool:
+    """Returns whether sdnq takes the parameter called `parameter`, such as "proj.weight", for one of `names`: a name of
+    a parameter, one part of its name, a pattern with "*", or a beginning that follows a dot."""
+    parts = parameter.split(".")
+    return any(
+        parameter.startswith(name[1:]) if name.startswith(".")
+        else parameter == name or name in parts or ("*" in name and fnmatchcase(parameter, name + "*"))
+        for name in names if isinstance(name, str)
+    )  # fmt: skip
+
+
+def words(config: Mapping[str, Any], key: str) -> Sequence[Any]:
+    """Returns the list under `key` of a quantization_config; a single text counts as a list of one."""
+    value = config.get(key)
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def transposed(config: Mapping[str, Any], name: str, outputs: int, inputs: int) -> bool:
+    """Returns whether the weight of the layer `name`, with these numbers of channels, is stored as (in, out) under this
+    quantization_config."""
+    allowed = fits_matmul(outputs, inputs) and not listed(f"{name}.weight", words(config, FLOAT_INPUTS))
+    return config.get(MATMUL) is True and allowed

@@ -1,0 +1,1 @@
+"""Format `sglang`: a transformer directory for SGLang-diffusion on an Ascend NPU, in the layout of msModelSlim."""

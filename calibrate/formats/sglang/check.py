@@ -1,0 +1,165 @@
+"""Checks whether SGLang-diffusion can load a checkpoint in the layout of msModelSlim, by the rules in its source, and
+names what it would load wrongly without an error."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from octavo.capture.arrays import read_header
+from octavo.capture.errors import FileError, OctavoError, storage_error
+from octavo.capture.store.headers import Stored
+
+from ...layers.schemes import DYNAMIC, STATIC
+from ..diffusers.directory import CONFIG_FILE, read_json, weight_files
+from ..native import NativeModel
+from ..verdict import Verdict
+from .models import MODELS, REVERSED, UNTHREADED
+from .rules import DESCRIPTION_FILE, DESCRIPTIONS, FLOAT, IGNORE
+
+CONSUMER = "SGLang"
+_WEIGHT, _INNER, _MUL_SCALE = ".weight", ".linear", ".div.mul_scale"
+_AGAIN = "Run octavo calibrate --format sglang"
+_KNOWN = (STATIC, DYNAMIC, "W4A4_DYNAMIC", "W8A8_MXFP8", "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE")
+_ERRORS = {  # the tensors that an int8 layer needs besides its weight, with what happens without them
+    DYNAMIC: {"weight_scale": "ones, with a warning only", "weight_offset": "a ValueError"},
+    STATIC: {
+        "weight_scale": "ones, with a warning only", "input_scale": "ones, with a warning only",
+        "weight_offset": "a ValueError", "input_offset": "a ValueError", "deq_scale": "a ValueError",
+        "quant_bias": "a RuntimeError",
+    },
+}  # fmt: skip
+
+
+class Files(NamedTuple):
+    """Holds the parts of a checkpoint that SGLang reads: the description and its file name, the headers of the weight
+    files, and the class name of the model, "" if there is no config.json."""
+
+    name: str
+    description: Mapping[str, Any]
+    tensors: Mapping[str, Stored]
+    kind: str
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """A dict from layer name to scheme, of the layers whose weight is in the files and not FLOAT."""
+        return {
+            key.removesuffix(_WEIGHT): word
+            for key, word in self.description.items()
+            if key.endswith(_WEIGHT) and key in self.tensors and isinstance(word, str) and word != FLOAT
+        }
+
+
+def read_files(directory: Path) -> Files:
+    """Reads the description, config.json and the headers of the weights in `directory`.
+
+    Raises FileError for files that are missing or damaged.
+    """
+    try:
+        names = sorted(path.name for path in directory.glob(DESCRIPTIONS))
+        weights = sorted(directory.glob("*.safetensors"))
+    except OSError as error:
+        raise storage_error(directory, error) from error
+    if not names or not weights:
+        fact = f"no {DESCRIPTION_FILE}" if not names else "no weights"
+        raise FileError(f"{directory}: {fact}. Give the directory of a checkpoint.")
+    name = DESCRIPTION_FILE if DESCRIPTION_FILE in names else names[0]
+    indexed = weight_files(directory)
+    tensors: dict[str, Stored] = {}
+    for path in indexed if len(indexed) > 1 else weights:
+        tensors |= read_header(path)[0]
+    config = read_json(directory / CONFIG_FILE) if (directory / CONFIG_FILE).is_file() else {}
+    return Files(name, read_json(directory / name), tensors, str(config.get("_class_name", "")))
+
+
+def check(directory: Path) -> list[Verdict]:
+    """Returns the verdicts on whether SGLang can load the checkpoint in `directory`. Files that cannot be read give a
+    negative verdict, not an error."""
+    try:
+        return list(_verdicts(read_files(directory)))
+    except OctavoError as error:
+        return [Verdict(CONSUMER, "files", False, str(error))]
+
+
+def foreign(directory: Path) -> list[Verdict]:
+    """Returns the verdicts on whether SGLang can load a checkpoint of the format `ascend` or of msModelSlim in
+    `directory`; none if there is no description."""
+    return check(directory) if any(directory.glob(DESCRIPTIONS)) else []
+
+
+def _verdicts(files: Files) -> Iterator[Verdict]:
+    schemes = files.schemes
+    yield Verdict(CONSUMER, "description", True, f"{files.name}, the one that SGLang takes in this directory")
+    native = MODELS.get(files.kind)
+    if native is None:
+        fact = UNTHREADED.get(files.kind) or (
+            f"Octavo does not know which layers of {files.kind} SGLang can hold as int8"
+            if files.kind
+            else "no config.json: SGLang takes the model from the pipeline. Its SD3 and Sana never use integers"
+        )
+        yield Verdict(CONSUMER, "model", files.kind not in UNTHREADED, fact)
+    yield from _tensors(files, schemes)
+    if native is not None:
+        fact = _misplaced(files, native, schemes) or ""
+        sound = "every layer is described by the name that SGLang looks up"
+        yield Verdict(CONSUMER, "names", not fact, fact or sound)
+    if DYNAMIC in schemes.values():
+        fact = "SGLang rounds weight_scale to bfloat16, by at most 0.2 %"
+        yield Verdict(CONSUMER, "weight scales", True, fact)
+
+
+def _tensors(files: Files, schemes: Mapping[str, str]) -> Iterator[Verdict]:
+    unknown = next((name for name, word in schemes.items() if word not in _KNOWN), None)
+    fact = f"{len(schemes)} layers" if schemes else "no layer is quantized"
+    if unknown:
+        fact = f"{unknown} is {schemes[unknown]}, which SGLang does not know: a NotImplementedError. {_AGAIN}"
+    yield Verdict(CONSUMER, "schemes", bool(schemes) and not unknown, fact)
+    fact = _multiplied(files) or ""
+    if fact:
+        yield Verdict(CONSUMER, "multipliers", False, fact)
+    packed = next((key for key, stored in files.tensors.items() if _packed(key, stored)), None)
+    if packed:
+        fact = f"{packed} is int64: SGLang runs in bfloat16 and takes the bits for a number, without an error"
+        yield Verdict(CONSUMER, "dtypes", False, f"{fact}. Calibrate with --dtype bfloat16")
+    missing = [
+        (f"{name}.{leaf}", result)
+        for name, word in schemes.items()
+        for leaf, result in _ERRORS.get(word, {}).items()
+        if f"{name}.{leaf}" not in files.tensors
+    ]
+    if missing:
+        yield Verdict(CONSUMER, "keys", False, f"{missing[0][0]} is missing: {missing[0][1]}. {_AGAIN}")
+
+
+def _packed(key: str, stored: Stored) -> bool:
+    return key.endswith(".deq_scale") and stored.dtype == "int64"
+
+
+def _multiplied(files: Files) -> str | None:
+    for key in files.tensors:
+        if key.endswith(_MUL_SCALE):
+            fact = f"SGLang skips {key} and the tensors of {key.removesuffix(_MUL_SCALE)}{_INNER}, with a warning only"
+            return f"{fact}. Run octavo calibrate --format sglang, which folds smoothing factors"
+    return None
+
+
+def _misplaced(files: Files, native: NativeModel, schemes: Mapping[str, str]) -> str | None:
+    """Returns a fact about a layer that SGLang takes for int8 while it is float in the files, or the reverse, with
+    advice; None if there is none."""
+    listed = files.description.get(IGNORE)
+    ignored = {word for word in listed if isinstance(word, str)} if isinstance(listed, list) else set()
+    for key, stored in files.tensors.items():
+        name = key.removesuffix(_WEIGHT)
+        if not key.endswith(_WEIGHT) or len(stored.shape) != 2:
+            continue
+        if not native.holds(name):
+            if name in schemes:
+                return f"{name} is {schemes[name]}, and SGLang takes its integers for bfloat16 weights. {_AGAIN}"
+            continue
+        own = native.name(name)
+        word = FLOAT if own in ignored else files.description.get(own + _WEIGHT)
+        if word is None and name in schemes and files.kind in REVERSED:
+            word = schemes[name]
+        if word != schemes.get(name, FLOAT):
+            fact = f'{name} is {own} in SGLang, and "{own}{_WEIGHT}" is not described as {schemes.get(name, FLOAT)}'
+            return f"{fact}: a NotImplementedError. Add it to the description, or run octavo calibrate --format sglang"
+    return None

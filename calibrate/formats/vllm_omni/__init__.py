@@ -1,0 +1,1 @@
+"""Format `vllm-omni`: the transformer directory of an int8 model for vLLM-Omni."""
