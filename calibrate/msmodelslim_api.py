@@ -217,7 +217,8 @@ class Calibrator:
             device_type = device_of(model).type
         if cfg.device.split(":")[0] != device_type:
             raise UsageError(
-                f"device {cfg.device}: the model is on {device_type}. Move it there, or set device='{device_type}'."
+                f"device {cfg.device}: the model is on {device_type}. "
+                f"Move the model to {cfg.device}, or set device='{device_type}'."
             )
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data, model)

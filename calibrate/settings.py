@@ -67,8 +67,8 @@ class Settings:
             if self.fallback:
                 raise UsageError("budget: the budget itself decides which layers stay float. Set amp_num to 0.")
             if not self.input_type.ranged:
-                fact = f"a budget needs activations with ranges, such as static, but they are {self.activations}"
-                raise UsageError(f"budget: {fact}. Remove one of the two options.")
+                fact = f"needs inputs with fixed ranges, but activations are {self.activations}"
+                raise UsageError(f"budget: {fact}. Use static activations, or no budget.")
 
     def measured(self, count: int) -> int:
         """Returns on how many of `count` calls the SQNR is measured. All of them, if `fallback` picks the layers that

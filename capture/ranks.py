@@ -125,7 +125,7 @@ class ConnectedRanks(Ranks):
             store = next(iter(dist.rendezvous("env://", self.rank, self.world, timeout=_TIMEOUT)))[0]
         except Exception as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            fact = f"no rendezvous at {where} ({type(error).__name__})"
+            fact = f"the processes did not find each other at {where} ({type(error).__name__})"
             raise DeviceError(f"{fact}. Start all processes with torchrun or accelerate launch.") from error
         self._store = dist.PrefixStore("octavo", store)
         self._heart.start()

@@ -82,7 +82,8 @@ def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
 
 def swap_warning(name: str, count: int) -> str:
     """Returns the warning that a pipeline replaces `count` attention processors of the denoiser `name`."""
-    return f"{name}: the pipeline replaces {count} attention processors while it runs; a replay runs the original ones."
+    fact = f"the pipeline replaces {count} attention processors while it runs"
+    return f"{name}: {fact}. A replay runs the original ones, so its layers get slightly different inputs."
 
 
 class Clock:
@@ -210,7 +211,7 @@ class Recorder:
         if self._pending is not None and self._pending.changed:
             kind = type(inside(self.module)).__name__
             fact = f"{kind}.forward: takes *args and changes them in place before it passes them on"
-            raise UsageError(f"{fact}. Record the module that it wraps, or pass the arguments by name.")
+            raise UsageError(f"{fact}. Record the wrapped module instead, or pass the arguments by name.")
         self._pending = None
         if self.call_count == 0:
             self.processors = processors_of(self.module)

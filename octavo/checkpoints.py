@@ -245,7 +245,8 @@ def check_files(directory: Path) -> list[str]:
     places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
     for place in quantized_parts(directory) if _is_pipeline(directory) else places:
         files = verify(place)
-        notes += [f"{place / name}: is not in the manifest of its directory." for name in files.extra]
+        fact = "is not in the manifest of its directory, so it was not checked"
+        notes += [f"{place / name}: {fact}." for name in files.extra]
         notes += [] if files.manifests else [f"{place}: {NOT_VERIFIABLE}."]
     return notes
 

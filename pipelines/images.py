@@ -83,7 +83,7 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
         raise FileError(f"{path}: not a preprocessor's configuration ({fact}). Correct it.") from error
     kind = type(processor).__name__
     if set(outputs) != {"pixel_values"}:
-        raise FileError(f"{path}: {kind} makes {', '.join(outputs)}, not one tensor. Use --input-shape.")
+        raise FileError(f"{path}: {kind} returns {', '.join(outputs)}, not one tensor. Use --input-shape.")
     if outputs["pixel_values"].ndim != 4 or outputs["pixel_values"].shape[1] != channels:
         shape = " x ".join(map(str, outputs["pixel_values"].shape[1:]))
         raise FileError(

@@ -282,12 +282,13 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         raise MisfitError(f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.")
     if info["mismatched_keys"]:
         key = sorted(str(k[0] if isinstance(k, (tuple, list)) else k) for k in info["mismatched_keys"])[0]
-        raise MisfitError(f"{folder}: {key} has another shape than the model. Check config.json.")
+        raise MisfitError(f"{folder}: {key} has another shape than in the model. Check config.json.")
     surplus = sorted(info["unexpected_keys"])
     if surplus and strict:
-        raise MisfitError(f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Check the files.")
+        fact = f"has {len(surplus)} weights that the model lacks ({', '.join(surplus[:5])})"
+        raise MisfitError(f"{folder}: {fact}. Check the files.")
     if surplus:
-        log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
+        log.warning("%s: ignores %d weights that the model lacks (%s).", folder, len(surplus), ", ".join(surplus[:5]))
     return module.eval()
 
 

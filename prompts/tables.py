@@ -188,4 +188,5 @@ def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
             if others := [name for name in names if _kind(name) and name != chosen[0]]:
                 notes.append(f"{path}: {chosen[0]!r} holds the prompts; {', '.join(map(repr, others))} is not read.")
             return chosen[0]
-    raise FileError(f"{path}: no column of prompts among {known}. Name it prompt in the file, or write {LINES}.")
+    remedy = f"Name the column prompt, or write {LINES}"
+    raise FileError(f"{path}: no column of prompts among {known}. {remedy}.")

@@ -89,7 +89,7 @@ class BlockwiseCalibration:
         if not self._names:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
         if settings.budget is not None or settings.fallback:
-            raise UsageError("--memory: --budget needs the whole model in memory. Remove one of the two.")
+            raise UsageError("--memory: --budget needs the whole model in memory. Remove --memory or --budget.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(directory, device or torch.device("cpu"), cast)

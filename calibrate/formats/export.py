@@ -126,7 +126,7 @@ def _check_model_and_parameters(model: nn.Module, result: Result, formats: Seque
     check_model(formats, model)
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
-        fact = "the software for it would not load the float parameters that smoothing factors were folded into"
+        fact = "its software loads no float parameters, but smoothing factors were folded into some of them"
         raise UsageError(f"format {unfit[0]}: {fact}. Calibrate with Settings(fold=False).")
 
 

@@ -85,7 +85,7 @@ class Runs:
             self._exact = self._latents()
         if not self._exact or not all(bool(latents.isfinite().all()) for latents in self._exact):
             raise NumbersError(
-                "the float pipeline's final latents have NaN or Inf. Load it in another dtype (--dtype)."
+                "the float pipeline's final latents have NaN or Inf. Load the pipeline in another dtype (--dtype)."
             )
         if not any(self.macs.values()):
             raise MisfitError(

@@ -92,7 +92,8 @@ def _copy(model: nn.Module) -> nn.Module:
     except (TypeError, RuntimeError, NotImplementedError) as error:
         fact = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"{type(model).__name__}: cannot be copied to fold its batch norms ({fact}). Fold the batch norms first."
+            f"{type(model).__name__}: cannot be copied to fold its batch norms ({fact}). "
+            "Fold the batch norms yourself before the calibration."
         ) from error
 
 

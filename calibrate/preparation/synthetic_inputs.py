@@ -78,7 +78,7 @@ def _differentiable(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of any type: modules may define how they are copied
-        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() does not have"
+        fact = "making inputs needs gradients, which a model made in torch.inference_mode() does not have"
         raise UsageError(f"input_shape: {fact}. Load the model outside of torch.inference_mode().") from error
 
 
@@ -87,8 +87,9 @@ def warnings_of(model: nn.Module) -> list[str]:
     distil from."""
     if has_norms(model):
         return []
-    fact = "there are no data, and the model has no batch norms to distil inputs from"
-    return [f"calib_data: {fact}. So ranges come from uniform random numbers and fit no real inputs. Give calib_data."]
+    fact = "there are no data, and the model has no batch norms to make inputs from"
+    effect = "So ranges come from uniform random numbers and fit no real inputs"
+    return [f"calib_data: {fact}. {effect}. Give calib_data (--images)."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -122,15 +123,13 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
             losses.clear()
             run(model, _sample(x.to(dtype)), 0)
             if not losses or not losses[0].requires_grad:
-                fact = (
-                    "inputs cannot be distilled, since the model's forward calls no batch norm, or none with gradients"
-                )
-                raise UsageError(f"input_shape: {fact}. Give calib_data.")
+                fact = "no inputs can be made, since the model's forward calls no batch norm, or none with gradients"
+                raise UsageError(f"input_shape: {fact}. Give calib_data (--images).")
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()
             schedule.step()
     if not bool(x.isfinite().all()):
-        raise NumbersError("batch norms: the inputs distilled from their statistics are not finite. Give calib_data.")
+        raise NumbersError("batch norms: inputs made from their statistics are not finite. Give calib_data (--images).")
     return x.detach().to(dtype)
 
 

@@ -276,7 +276,7 @@ def library() -> Kernels | None:
     usable = targets()
     if name in TARGETS and name not in usable:
         raise UsageError(
-            f"OCTAVO_KERNELS: {name!r} cannot run here. Choose one of {', '.join(['best', 'none', *usable])}."
+            f"OCTAVO_KERNELS: {name!r} cannot run on this CPU. Choose one of {', '.join(['best', 'none', *usable])}."
         )
     if name == "none" or not usable:
         return None
@@ -309,7 +309,8 @@ def _load() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(LIBRARY))
         compiled_from = ctypes.c_char_p.in_dll(loaded, "source").value
     except (OSError, ValueError) as error:
-        _log.warning("%s: cannot be loaded (%s). Models run without it, more slowly.", LIBRARY, error)
+        fact = f"cannot be loaded ({error}), so models run without it, more slowly"
+        _log.warning("%s: %s. Install Octavo again.", LIBRARY, fact)
         return None
     if compiled_from != digest(SOURCES).encode():
         fact = "was compiled from other C files, so models run without it, more slowly"

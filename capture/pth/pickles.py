@@ -24,7 +24,7 @@ PICKLE_LIMIT = 64 << 20  # bytes; the largest pickle inside a zip archive that i
 VIEW_LIMIT = 1 << 30  # bytes; a tensor with repeated (expanded) values may claim this much even in a smaller file
 # torch.serialization.MAGIC_NUMBER: the first pickle in a file that torch.save wrote before torch 1.6
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-NOT_LOADED = "Not loaded."
+NOT_LOADED = "It was not loaded. Save it again with torch.save."
 
 
 class StorageClaim(NamedTuple):

@@ -183,7 +183,8 @@ class UnitWriter:
         Raises MisfitError if no call was stored.
         """
         if not self._records:
-            raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
+            fact = "has no calls, because none ran or all were skipped"
+            raise MisfitError(f"unit {self._head['index']}: {fact}. Use another --dtype or --keep.")
         self._flush(keep_last=False)
         body = self._head | {
             "raw_bytes": self.raw_bytes,

@@ -280,7 +280,7 @@ def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: Captu
     if removed and not options.keep_removed:
         source = options.prompts or "the prompts"
         fact = f"no longer has {len(removed)} of the captured prompts"
-        raise MisfitError(f"{source}: {fact}. Use --keep-removed, or capture into another directory.")
+        raise MisfitError(f"{source}: {fact}. Use --keep-removed to keep their calls, or another directory.")
     used = set(writer.stored)
     todo = []
     for number, key in enumerate(keys):

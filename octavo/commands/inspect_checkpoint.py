@@ -58,7 +58,7 @@ def verified(directory: Path, terminal: Terminal) -> Verified:
     """
     files = verify(directory)
     for name in files.extra:
-        terminal.warn(f"{directory / name}: is not in the manifest of its directory.")
+        terminal.warn(f"{directory / name}: is not in the manifest of its directory, so it was not checked.")
     return files
 
 

@@ -86,7 +86,7 @@ def _weight_files(directory: Path) -> list[Path]:
             try:
                 shards = sorted(set(read_json(index)["weight_map"].values()))
             except (KeyError, TypeError, AttributeError):
-                raise FileError(f"{index}: it is no index of shards. Download it again.") from None
+                raise FileError(f"{index}: it does not list weight files. Download it again.") from None
             return [directory / Path(str(shard)).name for shard in shards]
     raise FileError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.")
 

@@ -177,7 +177,8 @@ def file_names_in(directory: Path) -> tuple[str, str]:
         for description in [name] * (directory / name).is_file() + ranks:
             return WEIGHT_FILE.format(scheme.lower() + rank_of(Path(description).stem)), description
     name = DESCRIPTION_FILE.format("w8a8")
-    raise FileError(f"{directory}: no ascend checkpoint (no {name}). Give the directory of an ascend checkpoint.")
+    fact = f"no ascend checkpoint, because it has no {name}"
+    raise FileError(f"{directory}: {fact}. Give the directory of an ascend checkpoint.")
 
 
 def rank_of(stem: str) -> str:

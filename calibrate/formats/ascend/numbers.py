@@ -101,7 +101,9 @@ def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
     if scheme in RANGED:
         layer = _ranged(reader, layer)
         if multiplier is not None and multiplier.dtype != layer.dtype:
-            raise reader.fault(MUL_SCALE, f"is torch.{multiplier.dtype}, but input_scale is torch.{layer.dtype}")
+            raise reader.fault(
+                MUL_SCALE, f"is torch.{multiplier.dtype}, but has to be torch.{layer.dtype}, as input_scale"
+            )
     elif scheme == DYNAMIC:
         _check_accumulator(reader, "weight", np.zeros(1, np.int32), weight, 127)
     return layer
@@ -166,7 +168,7 @@ def _deq(reader: LayerReader, dtype: str, shape: tuple[int, ...]) -> Array:
 
 def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight: Array, largest: int) -> None:
     if int(np.abs(quant_bias.astype(np.int64)).max()) + largest * 127 * weight[0].size >= 2**31:
-        raise reader.fault(key, "is so large that the layer's sum could overflow int32")
+        raise reader.fault(key, "has values so large that the layer's sum could overflow int32")
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:

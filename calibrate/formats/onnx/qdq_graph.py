@@ -80,7 +80,7 @@ def _input(builder: Builder, use: Use) -> str:
 def _weight_scale(use: Use) -> Tensor:
     scale = use.layer.deq.double() / use.layer.input_scale.double()
     if not bool(((scale >= _SMALLEST) & (scale <= torch.finfo(torch.float32).max)).all()):
-        raise NumbersError(f"{use.name}: the scale of the weight is outside float32. Keep the layer float.")
+        raise NumbersError(f"{use.name}: the scale of the weight is no float32 number. Keep the layer float.")
     return scale.float()
 
 
