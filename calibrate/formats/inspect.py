@@ -41,7 +41,8 @@ def check(directory: Path | str) -> list[Verdict]:
     verdicts = [
         verdict for name, path in (paths or {DEFAULT: directory}).items() for verdict in format_named(name).check(path)
     ]
-    absent = [record for record in shown_formats() if record.name not in paths and paths]
+    judged = {verdict.consumer for verdict in verdicts}
+    absent = [record for record in shown_formats() if paths and not {record.name, record.consumer} & {*paths, *judged}]
     return verdicts + [verdict for record in absent for verdict in record.foreign(directory) or [_missing(record)]]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.capture.errors import UsageError
 
+from ..native import not_linear
 from .families import FAMILIES
 from .family import Family
 
@@ -122,7 +123,9 @@ def together(model: "nn.Module") -> list[list[str]]:
 
 
 def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns those of the layers `names` of `model`, which would become integers, that are one matrix together with a
-    layer that stays float."""
-    parted = [group for group in together(model) if not set(group).issubset(names)]
-    return {name for group in parted for name in group if name in names}
+    """Returns those of the layers `names` of `model`, which would become integers, that are convolutions, or one matrix
+    together with a layer that stays float."""
+    convolutions = not_linear(model, names)
+    integers = set(names) - convolutions
+    parted = [group for group in together(model) if not integers.issuperset(group)]
+    return convolutions | {name for group in parted for name in group if name in integers}
