@@ -1,4 +1,4 @@
-"""Compiles the kernels of calibrate/runtime/native/ where Octavo is installed or its wheel is built, on Linux with an
+"""Compiles the kernels of calibrate/native/ where Octavo is installed or its wheel is built, on Linux with an
 x86-64 processor.
 
 Every kernel is compiled once for each target, a set of vector instructions, into one library; kernels.py chooses a
@@ -21,7 +21,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES, LIBRARY = "octavo/calibrate/runtime/native", "octavo/calibrate/runtime/libkernels.so"
+SOURCES, LIBRARY = "octavo/calibrate/native", "octavo/calibrate/native/libkernels.so"
 FLAGS = "-O3 -fno-math-errno -fopenmp -fPIC"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.kernels import library
+from ..native.kernels import library
 
 _SPLIT = 26  # bits of the low half of a float64 mantissa; the two halves are summed separately
 _BATCH = 1 << 24  # numbers summed together: 2**24 half mantissas, each below 2**27, have an exact sum in float64

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers.scheme import Range
 from ..layers.transforms import Transform, transformed
-from ..runtime.kernels import kernels_for
+from ..native.kernels import kernels_for
 
 
 class ChannelReading(NamedTuple):

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.kernels import kernels_for
+from ..native.kernels import kernels_for
 from .exact_sum import ExactSum
 from .extremes import Extremes, extremes
 

@@ -10,10 +10,10 @@ from octavo.capture.ranks import Ranks
 
 from ..choice import Choice
 from ..layers.transforms import transformed
+from ..native import kernels
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..replay.current_call import CurrentCall
-from ..runtime import kernels
 from .methods import Method
 from .objective import Inputs, precision
 

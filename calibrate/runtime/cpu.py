@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..layers.products import dynamic_codes, sums_in_int32
 from ..layers.scheme import QParams, codes, divided
-from . import kernels, reference
+from ..native import kernels
+from . import reference
 from .choice import by_float32, linear_in_float32
 from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output

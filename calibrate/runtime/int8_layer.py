@@ -19,7 +19,7 @@ from octavo.capture.paging import page_out
 from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.noise_level import NoiseLevel
 from ..layers.scheme import QParams
-from . import kernels
+from ..native import kernels
 from .onednn_weights import Packed, pack
 from .shared_codes import Quantization, SharedCodes
 

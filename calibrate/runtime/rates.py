@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..layers.products import sums_in_int32
-from . import kernels
+from ..native import kernels
 from .choice import measure, one_thread
 
 _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer

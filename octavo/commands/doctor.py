@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from octavo.calibrate.layers.products import sums_in_int32
-from octavo.calibrate.runtime import kernels
+from octavo.calibrate.native import kernels
 from octavo.calibrate.runtime.attention import CANDIDATES, DTYPES
 from octavo.calibrate.runtime.choice import choose_attention, fastest, times_of
 from octavo.calibrate.runtime.rates import rates

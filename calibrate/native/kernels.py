@@ -1,4 +1,4 @@
-"""Python bindings of the kernels in native/, which are compiled when Octavo is installed. Without them torch computes.
+"""Python bindings of the kernels of this folder, which are compiled when Octavo is installed; without them torch computes.
 
 The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
 runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from octavo.capture.errors import UsageError
 
-SOURCES = Path(__file__).with_name("native")
+SOURCES = Path(__file__).parent
 LIBRARY = Path(__file__).with_name("libkernels.so")
 TARGETS = ("avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")  # best first
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the number by which kernels know a dtype
@@ -135,6 +135,10 @@ class Kernels:
         self._quantize.argtypes = (
             ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_int
         )  # fmt: skip
+        self._rotate = getattr(library, f"rotate_{target}")
+        self._rotate.argtypes = (
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_int
+        )  # fmt: skip
         if self.computes_in_bfloat16:
             self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
         self._row_statistics = getattr(library, f"row_statistics_{target}")
@@ -190,6 +194,15 @@ class Kernels:
         self._quantize(
             x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
         )
+
+    def rotate(self, x: Tensor, size: int) -> Tensor:
+        """Returns `x` (..., channels) with each group of `size` channels rotated by `transforms.Rotate`: 16, 64 or 256,
+        which divides the number of channels. `x` has a dtype of TYPES."""
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self._rotate(x.data_ptr(), y.data_ptr(), TYPES[x.dtype], x.numel() // size, size, threads)
+        return y
 
     def extremes(self, x: Tensor) -> tuple[float, float] | None:
         """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
