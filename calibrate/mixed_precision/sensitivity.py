@@ -182,10 +182,10 @@ def measure_groups(
     runs: Runs,
     work: Work,
 ) -> list[LayerGroup]:
-    """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
-    the pipeline for each group and scheme. For each group, leaves out schemes that give latents that are not finite.
-    `kinds` are the schemes, `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs`
-    runs the pipeline.
+    """Runs the pipeline once for each group of layers and each scheme, with all other layers float. Returns the groups
+    with the error of the final latents and the cost of the group for each scheme; leaves out a scheme of a group if it
+    gives latents that are not finite. `kinds` are the schemes, `before` has the cost of each layer as float.
+    `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """
