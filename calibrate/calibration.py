@@ -51,9 +51,10 @@ def calibrate(
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
     except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name unfit for
-    files; MisfitError for no calls or one that does not fit; NumbersError for NaN or Inf in weights, inputs or outputs,
-    if no layer can become integers, with `settings.strict` if a layer never ran; DeviceError when memory runs out.
+    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that
+    checkpoints cannot hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or
+    outputs, if no layer can become integers, with `settings.strict` if a layer never ran; DeviceError for lack of
+    memory.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):

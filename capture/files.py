@@ -217,9 +217,9 @@ def make_directory(path: Path, mode: int) -> None:
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
     """Makes a temporary (staging) directory in `parent` and yields its path; the `with` block fills and renames it.
 
-    Removes what remains of it when the block ends. The directory is locked until then, or until this process dies.
-    First removes the unlocked staging directories that dead processes have left in `parent`. Messages about errors of
-    the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
+    When the block ends, removes what remains of the directory. The directory is locked until then, or until this
+    process dies. First removes the unlocked staging directories that dead processes have left in `parent`. Messages
+    about errors of the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
     """
     shown = shown or parent
     _clean_abandoned(parent)

@@ -43,8 +43,8 @@ class KeptSteps:
     """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
-    run as many as the run before. When the first run first calls the denoiser, `announced` is called: it returns the
-    number of steps that the pipeline reports, which then replaces `expected`, or None. If `miscounted` returns True at
+    run as many as the run before. `announced` is called when the first run first calls the denoiser. It returns the
+    number of steps that the pipeline reports, or None; a number replaces `expected`. If `miscounted` returns True at
     the end of a run, other steps were stored than `rule` requires, and the run has to be repeated. A step without a
     recorded call is not counted as a step.
     """

@@ -246,8 +246,8 @@ class Blocks:
         change the block, such as to install integer layers. Later blocks receive the outputs that the block had before
         this change.
 
-        The block's outputs are stored for each call that `visit` ran. After `visit`, the block also runs on the other
-        calls for whose position in `calls`, counted from 0, `wanted` returns True; these outputs are stored too. Later
+        The block's outputs are stored for each call that `visit` ran. After `visit`, the block also runs on each other
+        call for which `wanted(position)` is True, where positions count from 0, and these outputs are stored too. Later
         visits may run only calls with stored outputs.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
@@ -383,8 +383,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns the order `ran` of block names, with the names inserted that only `names` has: each directly behind the
-    name that precedes it in `names`, or at the start if it is the first there."""
+    """Returns `ran`, an order of block names, extended by the names that only `names` has. Each of these is inserted
+    directly behind the name that precedes it in `names`, or at the start if it is the first of `names`."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

@@ -131,9 +131,8 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together: at most `most` groups, or as many as
-    there are blocks and layers outside blocks, if these are more than `most`. `blocks` are the names of the model's
-    blocks.
+    """Divides the layers `names` into groups that change their scheme together. There are at most `most` groups, unless
+    the model has more blocks and layers outside blocks than that. `blocks` are the names of the model's blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
     such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group. Each layer

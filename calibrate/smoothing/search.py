@@ -1,7 +1,7 @@
 """Searches for a transform of the input of each layer: smoothing factors, a rotation, or both.
 
-With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied, before
-both are rounded.
+With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied by the same
+factors, before input and weight are rounded.
 
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[k] = max|x[k]|**alpha / max|W[:, k]|**(1

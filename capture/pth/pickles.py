@@ -1,9 +1,9 @@
-"""Inspects a file of torch.save before it is loaded: unpickles it, but puts a stand-in for every class and function
+"""Inspects a file of torch.save before it is loaded: unpickles it, with a stand-in in place of every class and function
 that the pickle names. A stand-in calls nothing and allocates nothing.
 
 Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
-Only a file that passes is loaded with torch.load. The argument `weights_only` is then True, except for pickles of
-another protocol than 2: torch cannot read them so, and they are loaded with `DataUnpickler`.
+Only a file that passes is loaded, by torch.load with `weights_only=True`. With it torch.load only reads pickles of
+protocol 2, so pickles of another protocol are loaded with `DataUnpickler` instead.
 """
 
 import codecs
