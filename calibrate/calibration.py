@@ -51,10 +51,9 @@ def calibrate(
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
     except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that
-    checkpoints cannot hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or
-    outputs, if no layer can become integers, with `settings.strict` if a layer never ran; DeviceError for lack of
-    memory.
+    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that no
+    checkpoint can hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or outputs,
+    if all layers stay float, and with `settings.strict` if any layer never ran; DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
