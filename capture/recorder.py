@@ -35,7 +35,8 @@ class Memory:
 
 
 def copied(value: Any) -> Any:
-    """Returns a copy of `value`: copies every container, and clones every tensor, as if outside of inference mode."""
+    """Returns a copy of `value`, with its containers copied and its tensors cloned. In inference mode too, the clones
+    are normal tensors, not inference tensors."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
@@ -120,9 +121,9 @@ class Recorder:
     step takes one, two or three calls. `keep(step)` returns whether the calls of a step are stored; `drop` has the
     names of arguments that are not stored. The `with` blocks of one recorder may be nested.
 
-    Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
-    takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
-    stay positional.
+    Positional arguments are stored under the parameter names of the module's forward; if `module` is a wrapper, of the
+    forward of the module inside it. If that forward takes *args and passes them unchanged to its only child, the names
+    are those of the child; otherwise such arguments stay positional.
 
     `call_count` is the number of calls so far, stored or not. `processors` maps names to the attention processors that
     the module had at the first call.

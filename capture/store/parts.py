@@ -51,7 +51,7 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
     """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size.
 
-    Raises FileError if the file ends too early; `path` and `remedy`, what the user can do, are for the message.
+    Raises FileError if the file ends too early; its message names `path` and ends with `remedy`, what the user can do.
     """
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)

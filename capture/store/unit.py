@@ -24,7 +24,7 @@ class TensorState(NamedTuple):
     """The version counter, address, shape and strides that a tensor object had when it was stored, and the number
     `entry` of the stored tensor in the unit's list of tensors.
 
-    While the first four of an object are unchanged, its values are unchanged.
+    While the version counter, address, shape and strides of an object are unchanged, its values are unchanged.
     """
 
     version: int
