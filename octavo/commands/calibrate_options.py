@@ -203,8 +203,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
-    """Returns `settings` with the layers of the denoiser `model` that stay float because a format of --format cannot
-    hold them. Raises UsageError if a format cannot hold the denoiser."""
+    """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
+    --format cannot hold. Raises UsageError if a format cannot hold the denoiser."""
     from octavo.calibrate.formats.export import check_model, kept_float
     from octavo.calibrate.part import planned
 

@@ -65,9 +65,9 @@ def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.n
     """Converts the outputs `exact` and `other` of two pipelines, both (frames, height, width, channels), to uint8
     pictures (frames, height, width, 3).
 
-    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: the first three channels
-    become red, green and blue, or the first one grey if there are fewer; the smallest value of `exact` becomes 0, the
-    largest 255, in both outputs.
+    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: their first three channels
+    become red, green and blue; with fewer than three channels, the first becomes a grey picture. The smallest value of
+    `exact` becomes 0 and the largest 255, in both outputs.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

@@ -60,10 +60,11 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size of `resolution`
-    and `aspect` in the table.
+    """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size that
+    `video_size` has for `resolution` and `aspect`.
 
-    Raises UsageError if only one of height and width is given, or for a resolution or aspect that is not in the table.
+    Raises UsageError if only one of height and width is given, and for a resolution or aspect that `video_size` does
+    not know.
     """
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")
