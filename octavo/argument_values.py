@@ -29,7 +29,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 def parse_argument(text: str) -> tuple[str, Any]:
     """Returns the name and the value in `text`, which has the form NAME=VALUE. The value is a JSON value, a text, a
-    picture, a list of frames or a tensor; for a JSON list of paths it is a list of pictures or tensors.
+    picture, a tensor, or the list of a video's frames. For a JSON list of paths it is a list of pictures or tensors.
 
     Raises UsageError for a text of another form, for a VALUE that looks like JSON but is not valid, for the path of a
     file that does not exist, and for a URL instead of a path; FileError for a file that cannot be read.

@@ -63,10 +63,9 @@ class Deployed(NamedTuple):
 def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
-    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. Raises
-    UsageError if a config.json says that only another library, such as torchao, can load the checkpoint; `remedy`, if
-    given, is the advice at the end of the message. In all other cases returns `ascend`, whose reader then raises an
-    error.
+    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. If
+    `out` holds files of neither kind, returns `ascend`, whose reader then raises an error. But if a config.json names
+    another library, such as torchao, raises UsageError; `remedy`, if given, is the advice at the end of the message.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]

@@ -90,7 +90,7 @@ def size_arguments(
     `device`. They describe `rows` videos of one size; `pixels` is (height, width).
 
     The arguments have the model's `dtype`. For a model in float16 they are float32, because float16 cannot hold height
-    * width, which the timestep transform computes. A single frame counts as IMAGE_FPS frames per second.
+    * width, which the timestep transform computes. If `frames` is 1, an image, the argument fps is IMAGE_FPS (120).
     """
     values = {
         "height": pixels[0],
