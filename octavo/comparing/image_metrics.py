@@ -31,8 +31,9 @@ def output_of(output: Any) -> np.ndarray:
     channels). The frames of all prompts follow one after the other. Pictures and videos get values in 0..1; latents
     keep their values.
 
-    Latents of one prompt are (channels, height, width), (channels, frames, height, width) or (tokens, channels). Those
-    without height and width become one frame (1, tokens, channels, 1).
+    The first axis of latents is that of the prompts; behind it they are (channels, height, width), (channels, frames,
+    height, width) or (tokens, channels). The last form, without height and width, gives each prompt one frame (1,
+    tokens, channels, 1).
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):

@@ -1,4 +1,5 @@
-"""Checks the arguments of a pipeline's call and brings them into one form."""
+"""Checks the arguments of a pipeline's call, and converts them: texts to lists, names of sizes and durations to
+numbers."""
 
 from collections.abc import Sequence
 
@@ -89,8 +90,9 @@ def size_arguments(
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps, each (rows,), on
     `device`. They describe `rows` videos of one size; `pixels` is (height, width).
 
-    The arguments have the model's `dtype`. For a model in float16 they are float32, because float16 cannot hold height
-    * width, which the timestep transform computes. If `frames` is 1, an image, the argument fps is IMAGE_FPS (120).
+    The arguments have the model's `dtype`. For a model in float16 they are float32, because the timestep transform
+    computes the product of height and width, which float16 cannot hold. If `frames` is 1, an image, the argument fps is
+    IMAGE_FPS (120).
     """
     values = {
         "height": pixels[0],

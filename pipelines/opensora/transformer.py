@@ -88,7 +88,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
         x is (B, in, Tx, Hx, Wx); timestep (B,), 0 (clean) to 1000 (noise); y (B, 1, L, E), caption states; mask (n, L),
-        0 for padding in y, whose n rows are repeated to B; x_mask (B, Tx), False for clean frames. fps (frames per
+        0 for padding in y, is repeated from n to B rows; x_mask (B, Tx), False for clean frames. fps (frames per
         second), height and width (pixels) must be given, each (m,); n and m divide B. num_frames and ar are ignored.
         """
         if fps is None or height is None or width is None:
