@@ -172,10 +172,8 @@ class Job:
     ) -> Tally | None:  # fmt: skip
         """Runs the prompt described by `info`, stores its calls with `writer` as unit `index`, and returns its tally.
         `number` is the prompt's number in messages; `show` gets the number of finished steps, and `clock` counts steps.
-
-        Stores nothing and returns None if the run had another number of denoising steps than expected: the option
-        --keep, which says which steps to store, has then chosen the wrong ones.
-        """
+        Stores nothing and returns None if the run had another number of steps than expected: the option --keep, which
+        says which steps to store, has then chosen the wrong ones."""
         tally = Tally()
         self.keep.begin()
         try:
