@@ -164,12 +164,12 @@ class ClassifierOptions(CalibrateOptions):
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
-    """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options, and the
-    layers that stay float by default in models of `family`. `samples` is the number of calls to replay; None: all that
-    there are.
+    """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options. The layers
+    that stay float by default are those of `family`. `samples` is the number of calls to replay; None: all that there
+    are.
 
-    Raises UsageError if a format of --format cannot hold layers whose inputs are rounded as --activations says, and for
-    options that contradict each other.
+    Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers whose
+    inputs are rounded as --activations says or rotated as --rotation says.
     """
     from octavo.calibrate.formats.export import check_activations, check_rotation, folding, multiplying
     from octavo.calibrate.settings import RECIPES, Settings
@@ -203,8 +203,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
-    """Returns `settings` with the layers of the denoiser `model` that stay float because a format of --format cannot
-    hold them. Raises UsageError if a format cannot hold the denoiser."""
+    """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
+    --format cannot hold. Raises UsageError if a format cannot hold the denoiser."""
     from octavo.calibrate.formats.export import check_model, kept_float
     from octavo.calibrate.part import planned
 
