@@ -98,7 +98,7 @@ class Rotate:
 
     @classmethod
     def by(cls, size: int) -> Self:
-        """Makes the rotation of groups of `size` channels, a key of ROTATIONS."""
+        """Makes the rotation of groups of `size` channels: 16, 64 or 256."""
         return cls(torch.full((ROTATIONS[size],), 4, dtype=torch.int32, device="cpu"))
 
     @classmethod
@@ -177,7 +177,8 @@ def _regular_hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Te
 
 
 def without_multiplier(transform: Transform | None) -> Transform | None:
-    """Returns the part of `transform` that does not multiply channels: the rotation of a MultiplyRotate, else None."""
+    """Returns what remains of `transform` without its multiplication of channels: the rotation of a MultiplyRotate;
+    None for a Multiply."""
     return transform.rotate if isinstance(transform, MultiplyRotate) else None
 
 
