@@ -57,11 +57,11 @@ def learning_curve(
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
     report.json: {calls, prompts, output_sqnr in dB}.
 
-    `chosen` holds snapshots: what was observed of the inputs after the first 1, 2, 4, ... prompts. The latest
-    snapshots, at most three, give a row each: choices are made from the snapshot, the layers of `plan` in `model`
-    become integer layers with these choices, and the SQNR is measured on `calls`, whose float outputs are `exact`. The
-    last row is for all calls, with weights rounded to the nearest. It is left out if the calibration itself rounds so:
-    the caller then adds it. Returns [] if measuring would take too long, or if no choices can be made from snapshots
+    `chosen` holds snapshots: what was observed of the inputs after the first 1, 2, 4, ... prompts. Each of the latest
+    snapshots, at most three, gives a row: choices are made from the snapshot, the layers of `plan` in `model` become
+    integer layers with these choices, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last
+    row is for all calls, with weights rounded to the nearest. If the calibration itself rounds them so, this row is
+    left out, and the caller adds it. Returns [] if measuring would take too long, or if snapshots do not give choices
     (`earlier_choices`).
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.

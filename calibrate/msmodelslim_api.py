@@ -190,9 +190,9 @@ class Calibrator:
     before them, in a copy of the model.
 
     The model may be inside DataParallel, the Listener with which Octavo records calls, or another wrapper that
-    capture/wrappers.py lists; layers then have the names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is
-    loaded into memory during calibration. torch's default dtype and device, autocast, inference mode and matmul
-    precision do not change the integers.
+    capture/wrappers.py lists; layers then have the names that they have in the wrapped model. A compiled model runs
+    uncompiled. A model that accelerate offloads is loaded into memory during calibration. torch's default dtype and
+    device, autocast, inference mode and matmul precision do not change the integers.
 
     Raises UsageError for a configuration that does not fit the model, FileError for data that are not such calls,
     DeviceError for a device that is missing.

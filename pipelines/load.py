@@ -84,8 +84,7 @@ def load_pipeline(
     `offload`: a component is on `device` only while it runs. The modules in `given` replace the components of the same
     names. `loras` are added to the weights. Raises UsageError for a missing directory or an unknown component;
     FileError for no pipeline, damaged files, pickle weights, or custom code without `trust_remote_code`; MisfitError
-    for weights that are missing or have the wrong shape, with `strict` also for surplus weights; NumbersError for NaN
-    or infinity.
+    for missing or misshapen weights, with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
     device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:

@@ -9,7 +9,7 @@ of the input:
 static, and static for each noise level (TimestepInput):
 
     y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
-    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, which the device reads
+    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, which an Ascend device reads
     quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
 
 dynamic, one scale for each token:
@@ -78,7 +78,8 @@ def _without_ranges(
     """Returns the `Numbers` (codes, scales, bias) of an integer layer whose input has no ranges known beforehand
     (dynamic or float), or a text with the reason why the layer has to stay float, such as a scale that `dtype` cannot
     hold. `quantized` has the codes of the weight, after `transform`. `bias` includes the bias correction. The weight
-    scale is rounded to `dtype`, the dtype of the float layer, because the device multiplies by it in this dtype."""
+    scale is rounded to `dtype`, the dtype of the float layer, because an Ascend device multiplies by it in this dtype.
+    """
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -115,7 +116,7 @@ def _word(dtype: torch.dtype) -> str:
 
 def rounded_deq(deq: Tensor) -> Tensor:
     """Returns each number of `deq` (input scale times weight scale), rounded to the nearest float32 number whose lower
-    13 bits are zero: the device ignores these bits."""
+    13 bits are zero: an Ascend device ignores these bits."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _DEQ_BITS).to(torch.int32).view(torch.float32)
 
@@ -132,7 +133,7 @@ def _deq_without_weights(bias: Tensor) -> Tensor:
 
 def packed(deq: Tensor) -> Tensor:
     """Returns int64 numbers with the bits of the float32 `deq` in the low 32 bits and zeros in the high 32 bits, the
-    form in which the device's matmul reads deq."""
+    form in which the matmul of an Ascend device reads deq."""
     return deq.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
 
 

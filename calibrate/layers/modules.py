@@ -240,8 +240,8 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `convolve` takes the padded codes, whole numbers in float32, and returns the
-        int32 sums of products."""
+        """Returns the output for `input`. `convolve` takes the padded codes of the input, whole numbers in float32, and
+        returns the sums of products, int32 ([batch,] out, height, width)."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))
