@@ -9,7 +9,7 @@ of the input:
 static, and static for each noise level (TimestepInput):
 
     y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
-    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, which an Ascend device reads
+    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, all that Ascend reads
     quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
 
 dynamic, one scale for each token:
