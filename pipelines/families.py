@@ -21,8 +21,9 @@ _LATENT = {"output_type": "latent"}
 def single_groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model such as Flux.
 
-    The model has double blocks, with one stream for the picture and one for the text, and single blocks, with one
-    stream for both.
+    Double blocks, which have one stream for the picture and one for the text, give the groups of SD3 (`sd3.groups`).
+    Each single block, with one stream for both, gives a group of the layers that read its norm: query, key, value, and
+    the first layer of the feed-forward.
     """
     groups = joint_groups(model)
     for index, block in enumerate(model.single_transformer_blocks):

@@ -164,9 +164,9 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns the parameters of the formula with a scale that `dtype` can store: the smallest one not below `scale`.
-    The zero point is 0 for a symmetric scheme, otherwise the one with which the lowest code stands for about `low`.
-    Returns None if `dtype` cannot store such a scale.
+    """Returns scale and zero point. The scale is the smallest one not below `scale` that `dtype` can store. The zero
+    point is 0 for a symmetric `scheme`, otherwise the one with which the lowest code stands for about `low`. Returns
+    None if `dtype` cannot store such a scale.
 
     For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
     codes as dividing by it.

@@ -1,6 +1,6 @@
 """Transforms: linear maps applied to a layer's input before it becomes codes, while the weight carries the inverse map.
 
-A transform is a frozen object of a type in TRANSFORMS; None stands for no transform.
+A transform is an immutable object of one of the types in TRANSFORMS; None stands for no transform.
 """
 
 from collections.abc import Mapping
