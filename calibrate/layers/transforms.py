@@ -1,6 +1,6 @@
 """Transforms: linear maps applied to a layer's input before it becomes codes, while the weight carries the inverse map.
 
-A transform is a frozen object of a type in TRANSFORMS; None stands for no transform.
+A transform is an immutable object of one of the types in TRANSFORMS; None stands for no transform.
 """
 
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ class Rotate:
 
     @classmethod
     def by(cls, size: int) -> Self:
-        """Makes the rotation of groups of `size` channels, a key of ROTATIONS."""
+        """Makes the rotation of groups of `size` channels: 16, 64 or 256."""
         return cls(torch.full((ROTATIONS[size],), 4, dtype=torch.int32, device="cpu"))
 
     @classmethod
@@ -184,7 +184,8 @@ def _rotated(x: Tensor, size: int) -> Tensor:
 
 
 def without_multiplier(transform: Transform | None) -> Transform | None:
-    """Returns the part of `transform` that does not multiply channels: the rotation of a MultiplyRotate, else None."""
+    """Returns what remains of `transform` without its multiplication of channels: the rotation of a MultiplyRotate;
+    None for a Multiply."""
     return transform.rotate if isinstance(transform, MultiplyRotate) else None
 
 
