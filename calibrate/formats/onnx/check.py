@@ -78,8 +78,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its scales, zero points and int32 sums are within the bounds that an
-    export keeps, and whether onnxruntime and Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its scales and zero points are valid and its int32 sums cannot overflow,
+    and whether onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"
