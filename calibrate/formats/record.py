@@ -1,7 +1,7 @@
 """Defines the class Format, whose objects hold what export, inspect, compare and generate need to know about a format.
 
-Importing this module, and making a Format, needs no torch: a Format names schemes, dtypes and transforms by words, and
-functions that write or load import what they need.
+Importing this module, and making a Format, needs no torch. A Format has the names of schemes, dtypes and transforms as
+text. Its functions import torch only when they are called, if at all.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -59,9 +59,9 @@ def _for_comfyui(content: Content) -> Iterator[Verdict]:
 
 
 def _markers(content: Content) -> Iterator[str]:
-    """Yields the faults of markers in words. A marker is the JSON object that tells ComfyUI how a layer is quantized.
-    Faults are a marker that cannot be read, belongs to no weight or has an unknown format, and an int8 weight that has
-    no marker or does not have two axes."""
+    """Yields the faults of markers in words. A marker is the JSON object that says how a layer is quantized. There are
+    two kinds of faults: a marker that cannot be read, has an unknown format or does not fit the layer's weight; and an
+    int8 weight that has no marker or does not have two axes."""
     yield from content.faults
     markers = content.effective
     for name in content.integer_weights:
@@ -161,8 +161,8 @@ _CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
 
 
 def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
-    """Returns the `Family` of a model whose file has tensors of these `names`, and True if the names are native ones,
-    False if they are those of diffusers. Returns (None, True) if no family has such names."""
+    """Returns the `Family` (the native names) of the model that has tensors of these `names`, and True if `names` are
+    native names, False if they are those of diffusers. Returns (None, True) if no family has such names."""
     for family in FAMILIES.values():
         if family.diffusers in names:
             return family, False
@@ -170,8 +170,9 @@ def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
 
 
 def _names(content: Content) -> Verdict:
-    """Returns the verdict on whether the tensors have the native names that ComfyUI reads. It is negative only for a
-    model that Octavo knows, with the names of diffusers; names of unknown models are not checked."""
+    """Returns the verdict on whether the tensors have the native names that ComfyUI reads. The verdict is negative if
+    they have the names of diffusers. Names of a model that Octavo does not know are not checked, and give a positive
+    verdict."""
     family, native = family_in(content.names)
     if family is None:
         return Verdict(COMFYUI, "names", True, "not those of a model that Octavo knows, so they were not checked")

@@ -26,7 +26,7 @@ class Family(NamedTuple):
     | swapped      | native names of layers in whose tensors the first and the second half of rows are exchanged,  |
     |              | compared with diffusers                                                                       |
     | swapped_last | native names of layers in whose tensors the halves are exchanged in the last block only       |
-    | flat         | native names of tensors with one axis, into which all axes of diffusers' tensor are joined    |
+    | flat         | native names of tensors that are flattened to one axis, unlike in diffusers                   |
     | only         | dict from a key of the model's config to the value that it must have: the native names of     |
     |              | models with another value are not known                                                       |
     | flags        | dict from a key of the model's config to the name of an empty tensor, which a native file     |

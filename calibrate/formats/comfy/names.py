@@ -1,5 +1,5 @@
 """Converts the names of a model's tensors in diffusers to the native names that ComfyUI reads, and finds the layers
-that are concatenated to one matrix under a native name.
+that are concatenated into one matrix under a native name.
 
 Importing this module needs no torch.
 """
@@ -23,8 +23,8 @@ INSTEAD = "Use --format diffusers."
 
 class Rows(NamedTuple):
     """Says how a tensor with a native name is made of tensors in diffusers. The tensors called `names` in diffusers are
-    concatenated along the rows, in this order. If `swapped`, the first and the second half of the rows are then
-    exchanged. If `flat`, all axes are then joined into one."""
+    concatenated along the rows, in this order. If `swapped` is True, the first and the second half of the rows are then
+    exchanged. If `flat` is True, the result is then flattened to one axis."""
 
     names: tuple[str, ...]
     swapped: bool = False
@@ -117,7 +117,7 @@ def _rules(title: str) -> tuple[_Rule, ...]:
 
 
 def together(model: "nn.Module") -> list[list[str]]:
-    """Returns groups of layer names: the layers in a group, such as query, key and value, are concatenated to one
+    """Returns groups of layer names: the layers in a group, such as query, key and value, are concatenated into one
     matrix under a native name. Returns [] for a `model` of a class whose native names are not known."""
     family = FAMILIES.get(type(model).__name__)
     if family is None:
@@ -129,7 +129,7 @@ def together(model: "nn.Module") -> list[list[str]]:
 
 def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
     """Returns the names of the layers that have to stay float, among `names`, the layers of `model` that would become
-    integers. They are the convolutions, and the layers that are concatenated to one matrix with a layer that stays
+    integers. They are the convolutions, and the layers that are concatenated into one matrix with a layer that stays
     float."""
     convolutions = not_linear(model, names)
     integers = set(names) - convolutions

@@ -1,5 +1,5 @@
 """Defines the names in a file in format `comfy`, and reads what such a file contains. A marker is the JSON object that
-tells ComfyUI how a layer is quantized. Importing this module needs no torch."""
+says how a layer is quantized. Importing this module needs no torch."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ Marker = dict[str, Any]
 
 
 def marker_of(group: int | None) -> Marker:
-    """Returns the marker of an int8 layer, a dict that tells ComfyUI how the layer is quantized. `group` is the number
-    of channels in a group of the layer's rotation; None if its input is not rotated."""
+    """Returns the marker of an int8 layer, a dict that says how the layer is quantized. `group` is the number of
+    channels in a group of the layer's rotation; None if its input is not rotated."""
     return {"format": INT8} | ({} if group is None else {"convrot": True, "convrot_groupsize": group})
 
 
@@ -37,7 +37,7 @@ def rotation_of(marker: Marker) -> Any:
 
 class Content(NamedTuple):
     """The contents of a safetensors file that determine how ComfyUI reads its quantized layers. A marker is a dict that
-    tells ComfyUI how a layer is quantized.
+    says how a layer is quantized.
 
     | field    | meaning                                                                                            |
     |----------|----------------------------------------------------------------------------------------------------|
@@ -136,8 +136,8 @@ def file_in(path: Path) -> Path | None:
 
 
 def _has_markers(path: Path) -> bool:
-    """Returns whether the file at `path` has markers, which tell ComfyUI how a layer is quantized. Returns False for a
-    file that is damaged."""
+    """Returns whether the file at `path` has markers, which say how a layer is quantized. Returns False for a file that
+    is damaged."""
     try:
         tensors, metadata = read_header(path)
     except (OctavoError, OSError):

@@ -5,7 +5,7 @@ An integer matrix X has the tensors X.weight int8 (out, in), X.weight_scale floa
 model's dtype, and X.comfy_quant. The last one holds the bytes of a JSON object, the marker, without which ComfyUI would
 use the codes as float weights. The metadata of the file repeat all markers under `_quantization_metadata`.
 
-Layers that are concatenated to one matrix, such as query, key and value, are written as integers if all of them are
+Layers that are concatenated into one matrix, such as query, key and value, are written as integers if all of them are
 integer layers with the same rotation. Otherwise the matrix is written in float, with the dequantized weights of its
 integer layers. Their inputs then stay float, which only makes the output more accurate.
 """
@@ -80,8 +80,8 @@ def native_tensors(
     sources: Mapping[str, Source], family: Family
 ) -> tuple[dict[str, Planned], dict[str, dict[str, Any]]]:
     """Returns two dicts: from native name in `family` to tensor, without the markers; and from the name of each int8
-    matrix to its marker, a dict that tells ComfyUI how the matrix is quantized. `sources` is a dict from name in
-    diffusers to tensor."""
+    matrix to its marker, a dict that says how the matrix is quantized. `sources` is a dict from name in diffusers to
+    tensor."""
     tensors: dict[str, Planned] = {}
     markers: dict[str, dict[str, Any]] = {}
     for native, rows in native_names(sources, family).items():
@@ -141,8 +141,8 @@ def _group(layer: QuantizedLayer) -> int | None:
 
 
 def _integer_tensors(integers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
-    """Returns the weight codes and the scales of the int8 matrix that the layers `integers` form. `rows` says whether
-    halves of the rows are exchanged, and whether axes are joined."""
+    """Returns the tensors "weight" (codes) and "weight_scale" of the int8 matrix into which the weights of `integers`
+    are concatenated. `rows` says whether halves of the rows are then exchanged."""
     weights = [Planned.of(layer.weight.detach()) for layer in integers]
     scales = [Planned.of(layer.weight_scale.view(-1, 1)) for layer in integers]
     return {"weight": _joined(weights, rows), "weight_scale": _joined(scales, rows)}
@@ -172,8 +172,8 @@ def dequantized(layer: QuantizedLayer) -> Tensor:
 
 
 def _joined(parts: list[Planned], rows: Rows) -> Planned:
-    """Returns a `Planned` tensor, which is computed when it is written: `parts` concatenated along the rows, with
-    halves exchanged and axes joined if `rows` says so."""
+    """Returns a `Planned` tensor, which is computed when it is written. It is what `join` returns for the tensors of
+    `parts` and for `rows`."""
     if len(parts) == 1 and not rows.swapped and not rows.flat:
         return parts[0]
     shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
@@ -189,8 +189,8 @@ def _join(parts: list[Planned], rows: Rows) -> Tensor:
 
 
 def join(tensors: list[Tensor], rows: Rows) -> Tensor:
-    """Returns `tensors` concatenated along the rows. If `rows.swapped`, the first and the second half of the rows are
-    then exchanged. If `rows.flat`, all axes are then joined into one."""
+    """Returns `tensors` concatenated along the rows. If `rows.swapped` is True, the first and the second half of the
+    rows are then exchanged. If `rows.flat` is True, the result is then flattened to one axis."""
     tensor = torch.cat(tensors)
     tensor = torch.cat(tensor.chunk(2)[::-1]) if rows.swapped else tensor
     return tensor.flatten() if rows.flat else tensor

@@ -23,8 +23,8 @@ _SCHEMES = ("W8A8", "W8A16")  # the schemes of integer layers in a graph
 
 
 class Layer(NamedTuple):
-    """Describes a node of a graph that has a weight: the name of its layer, its operator, its scheme (W8A8, W8A16 or
-    float), and the shape and the bytes of the weight."""
+    """Describes a node that has a weight: the name of its layer, its operator, its scheme (W8A8, W8A16 or float), and
+    the shape and the bytes of the weight."""
 
     name: str
     operator: str

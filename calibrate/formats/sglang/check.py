@@ -151,10 +151,10 @@ def _multiplied(files: Files) -> str | None:
 
 
 def _misplaced(files: Files, native: NativeModel, schemes: Mapping[str, str]) -> str | None:
-    """Returns the first fault in the placement of int8 layers in words, with advice; None if there is none. Such a
-    fault is an int8 layer in the files that SGLang holds as float, or a layer that is not described, under SGLang's
-    name `native.name`, with the scheme that it has in the files. `schemes` is a dict from layer name to scheme in the
-    files."""
+    """Returns the first fault in the placement of int8 layers in words, with advice; None if there is none. There are
+    two such faults: a layer is int8 in the files and SGLang holds it as float; or the description does not give, under
+    SGLang's name of a layer (`native.name`), the scheme that the layer has in the files. `schemes` is a dict from layer
+    name to scheme in the files."""
     listed = files.description.get(IGNORE)
     ignored = {word for word in listed if isinstance(word, str)} if isinstance(listed, list) else set()
     for key, stored in files.tensors.items():

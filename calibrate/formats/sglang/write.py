@@ -2,7 +2,7 @@
 
 The tensors and the description, a JSON file that gives the scheme of each tensor, are those of the format `ascend` for
 a model in bfloat16. If SGLang has another name for a layer than diffusers, the description gives the layer's scheme, or
-FLOAT, under both names. An integer layer that SGLang can only hold as float is written with the float weight codes
+FLOAT, under both names. An integer layer that SGLang can only hold as float is written in float: its weight is codes
 times scale. The weight files have diffusers' names.
 """
 

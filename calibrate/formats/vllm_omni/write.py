@@ -3,7 +3,7 @@
 An int8 layer X has X.weight in int8, X.weight_scale in float32 (out, 1), and X.bias if its float layer has one. All
 other tensors are float. The key `ignored_layers` of the quantization_config lists the float layers that vLLM-Omni would
 otherwise take for int8, by their names in diffusers and in vLLM-Omni. An integer layer that vLLM-Omni can only hold as
-float is written with the float weight codes times scale, in the dtype of the model.
+float is written in float: its weight is codes times scale, in the dtype of the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
