@@ -1,4 +1,4 @@
-"""Python bindings of the kernels of this folder, which are compiled when Octavo is installed; without them torch computes.
+"""Python bindings of the kernels of this folder, which installing Octavo compiles; without them torch computes.
 
 The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
 runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".

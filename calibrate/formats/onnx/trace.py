@@ -141,11 +141,8 @@ def _cause(error: BaseException) -> str:
 
 
 def _with_two_rows(call: Any) -> Any:
-    """Returns a copy of the call, which tracing may change. In the copy, each tensor whose first axis has length 1 is
-    repeated to length 2.
-
-    Exporters would write a first axis of length 1 as a constant.
-    """
+    """Returns a copy of the arguments of `call`, because tracing may change them. In the copy, each tensor whose first
+    axis has length 1 is repeated to length 2; exporters would write a length of 1 as a constant."""
 
     def copied(x: Any) -> Any:
         if not isinstance(x, Tensor):
