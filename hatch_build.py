@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""Compiles the kernels of calibrate/native/ where Octavo is installed or its wheel is built, on Linux with an
-x86-64 processor.
-=======
-"""Compiles the C kernels in calibrate/runtime/native/ when Octavo is installed from source or its wheel is built, on
+"""Compiles the C kernels in calibrate/native/ when Octavo is installed from source or its wheel is built, on
 Linux with an x86-64 processor.
->>>>>>> jG
 
 Every kernel is compiled once for each target, a set of vector instructions, into one library. When Octavo runs,
 kernels.py chooses a target that the processor has. Targets that the compiler does not know are left out. Without a
