@@ -76,8 +76,8 @@ class Channels:
 
     def range(self, transform: Transform | None = None) -> Range:
         """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
-        None. Because only the extremes of each channel are known, `transform` must change every channel by an
-        increasing function of its own values, as smoothing does. Raises ValueError if no tensor was added."""
+        None. Because only the extremes of each channel are known, `transform` must apply an increasing function to each
+        channel separately, as smoothing does. Raises ValueError if no tensor was added."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 

@@ -19,9 +19,9 @@ from .token_sums import BatchedMoments, TokenSums, read_tokens
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the options of observers: `sigma` is half the width of the range of `Sigma`, in standard deviations;
-    `percentile`, from 0 to 100, is for `Percentile`; `scheme` is the rule by which inputs become codes, such as
-    asymmetric int8."""
+    """Holds the options of observers: `sigma` is half the width of the range of the observer `Sigma`, in standard
+    deviations (0: from minimum to maximum). The observer `Percentile` chooses the range from percentile 100 -
+    `percentile` to `percentile`. `scheme` is the rule by which inputs become codes, such as asymmetric int8."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom

@@ -78,11 +78,11 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's input after `transform` (None: as it is).
+    """Observes one layer's input, to which `transform` is applied first (None: no transform).
 
-    There is a separate observer for each cross-validation fold of each timestep bin. `observer` is a key of OBSERVERS,
-    `options` are the options of these observers. `current` says which call is running, and `bins` to which bin and fold
-    the call belongs.
+    There is a separate observer for each cross-validation fold of each timestep bin. `observer` is the key of their
+    class in OBSERVERS, and `options` are their options. `current` says which call is running, and `bins` to which bin
+    and fold the call belongs.
     """
 
     def __init__(
@@ -131,15 +131,15 @@ def range_of(observers: Iterable[Observer]) -> Range | None:
 
 
 def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED_SHARE) -> list[Range]:
-    """Returns the range of each timestep bin for one layer's input: the bin's own range if it lowers the error on other
-    calls, else the range over all bins.
+    """Returns the range of each timestep bin for one layer's input: the bin's own range if that has a smaller error on
+    calls from which it was not computed, else the range over all bins.
 
     `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. `scheme` is the
     rule by which the input becomes codes. The error of a range is an estimated squared error: that of rounding,
     scale**2 / 12, plus that of clipping. To estimate the clipping error, each fold is judged with the range of the
     other folds: the share `share` of the fold's values is assumed to lie as far outside that range as the farthest
-    value. The mean over the folds is used. A bin has few folds, so its clipping error is taken to be at least the mean
-    over all bins. Raises ValueError if nothing was observed.
+    value. The clipping error of a bin is the mean over its folds; because these are few, it is taken to be at least the
+    mean over the folds of all bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -234,7 +234,7 @@ def input_with(
 ) -> StaticInput | TimestepInput | None:
     """Returns the rule by which the input of a layer becomes codes: a StaticInput with the only range if `edges` is
     empty, else a TimestepInput with a range for each of the bins that `edges` separate. `scheme` says which numbers are
-    codes; `dtype` stores the scales. Returns None if `dtype` cannot hold the scale of a range."""
+    codes; `dtype` stores the scales. Returns None if one or more ranges have a scale that `dtype` cannot hold."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

@@ -62,8 +62,9 @@ def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> Folde
     """Folds the model's batch norms into the convolutions before them, for eval mode.
 
     If `changing` is True, `model` itself is changed and returned; otherwise a copy. If there is nothing to fold,
-    returns `model` as it is. `call` has to run the whole model. If the model's output for `call` differs after folding,
-    nothing is folded and the result has a warning.
+    returns `model` as it is. `call` has to run every module of the model, because its run shows which operations read
+    the output of a convolution. If the model's output for `call` differs after folding, nothing is folded and the
+    result has a warning.
 
     Raises UsageError for a model that cannot be copied, MisfitError for a call that does not fit the model, and
     DeviceError when memory runs out.
@@ -102,8 +103,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
     modules.
 
     A pair can be folded under three conditions. Each time the convolution runs, only the batch norm reads the
-    convolution's output, and all inputs of the batch norm are such outputs. Nothing but the convolution reads the
-    convolution's weight. Neither module has hooks.
+    convolution's output, and the batch norm has no other inputs. Nothing but the convolution reads the convolution's
+    weight. Neither module has hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:

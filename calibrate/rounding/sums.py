@@ -162,8 +162,8 @@ def batches_of(
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """Returns the number of bytes of the `Sums` that `method` needs for a layer, where `columns` is the number of input
-    channels (of a convolution: of numbers in a patch)."""
+    """Returns the number of bytes of the `Sums` that `method` needs for a layer with `columns` input channels. For a
+    convolution, `columns` is how many numbers a patch has."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 

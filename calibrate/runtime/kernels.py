@@ -65,10 +65,10 @@ class Linear:
         self._call.offset = None if offset is None else offset.data_ptr()
 
     def __call__(self, codes: Tensor, dtype: torch.dtype, gelu: str | None = None) -> Tensor:
-        """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`, a key of TYPES. The sums
-        before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is not None, returns
-        GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of F.gelu, "none" or
-        "tanh".
+        """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`: float32, bfloat16 or
+        float16. The sums before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is
+        not None, returns GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of
+        F.gelu, "none" or "tanh".
 
         Raises MemoryError where memory ran out.
         """
@@ -148,12 +148,12 @@ class Kernels:
     ) -> bool:
         """Computes attention from products of integers. With scores = query @ key.T * scale + mask, each row of `y` is
         the mean of the rows of `value` with the weights 2 ** score. For the usual weights e ** score, the caller
-        multiplies `scale` and `mask` by log2(e). Returns whether `y` is valid: not if a number is NaN, infinite (except
-        -infinity in `mask`) or too large, which means above 1e15 in `query` or `key` and above 1e25 in `value`, nor if
-        memory ran out.
+        multiplies `scale` and `mask` by log2(e). Returns True if `y` is valid. Returns False if memory ran out, or if a
+        number is NaN, infinite (except -infinity in `mask`) or too large: a magnitude above 1e15 in `query` or `key`,
+        or above 1e25 in `value`.
 
         All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others
-        have the same dtype, a key of TYPES. `scale` is not negative.
+        are all float32, all bfloat16 or all float16. `scale` is not negative.
         """
         return _attend(self._attention, query, key, value, mask, y, scale)
 
@@ -185,15 +185,15 @@ class Kernels:
             raise MemoryError("sums for a rounding method")
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
-        dtype of TYPES, `out` is uint8."""
+        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` is
+        float32, bfloat16 or float16, and `out` is uint8."""
         self._quantize(
             x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
         )
 
     def extremes(self, x: Tensor) -> tuple[float, float] | None:
         """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
-        infinite. `x` (..., columns) is not empty and has a dtype of TYPES."""
+        infinite. `x` (..., columns) is not empty, and float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = _Ends()
         finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
@@ -201,7 +201,7 @@ class Kernels:
 
     def row_statistics(self, x: Tensor) -> RowStatistics | None:
         """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
-        empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
+        empty, and float32, bfloat16 or float16. The sums of a row are computed in float64, always in the same order."""
         rows, _owner = _rows_of(x)
         count = rows.batch * rows.rows
         ends, sums = _Ends(), torch.empty(2, count, dtype=torch.float64, device="cpu")
@@ -212,7 +212,7 @@ class Kernels:
 
     def column_extremes(self, x: Tensor) -> Tensor | None:
         """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
-        without -0.0; None if a number is NaN or infinite. `x` is not empty and has a dtype of TYPES."""
+        without -0.0; None if a number is NaN or infinite. `x` is not empty, and float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
         low = ends.data_ptr()
@@ -266,9 +266,11 @@ def digest(folder: Path) -> str:
 def library() -> Kernels | None:
     """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
     variable OCTAVO_KERNELS names. Returns None if no kernels were compiled or this processor runs none of the targets,
-    if the variable is "none", or if the kernels were compiled from other C files.
+    if the variable is "none", or if the kernels cannot be loaded or were compiled from other C files than those in
+    native/.
 
-    Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
+    Raises UsageError if the variable has an unknown name, or names a target that this processor cannot run or that was
+    not compiled.
     """
     name = os.environ.get("OCTAVO_KERNELS") or "best"
     if name not in ("best", "none", *TARGETS):
@@ -284,8 +286,8 @@ def library() -> Kernels | None:
 
 
 def kernels_for(x: Tensor) -> Kernels | None:
-    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the
-    CPU, is empty, or has a dtype that is not in TYPES."""
+    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the CPU,
+    is empty, or is not float32, bfloat16 or float16."""
     if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
         return None
     return library()

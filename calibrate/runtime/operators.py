@@ -28,8 +28,8 @@ class FastOperators(TorchFunctionMode):
     """Runs the chosen kernels in place of torch's functions for attention, linear layers and convolutions, while this
     mode is entered.
 
-    `word`: a key of ATTENTION. `dtypes`: the dtypes of the model's parameters; linear layers and convolutions of other
-    dtypes stay torch's.
+    `word`: a key of ATTENTION, which limits the kernels for attention. `dtypes`: the dtypes of the model's parameters;
+    linear layers and convolutions of other dtypes stay torch's.
     """
 
     def __init__(self, word: str, dtypes: Iterable[torch.dtype]) -> None:
@@ -157,9 +157,10 @@ def attended(
     enable_gqa: bool = False,
     word: str = "auto",
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate, a key of CANDIDATES, that was measured
-    to be fastest among those that `word`, a key of ATTENTION, allows; by torch if the call has few scores or the other
-    candidates do not support it. The other arguments are those of F.scaled_dot_product_attention."""
+    """Computes softmax(query @ key.T * scale + mask) @ value by the fastest candidate, according to the measured times.
+    `word`, a key of ATTENTION, limits the candidates. torch's function computes the output if the call has few scores,
+    or if the other candidates do not support the call. The other arguments are those of
+    F.scaled_dot_product_attention."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
         for allowed in (word, "float"):  # a candidate in floating point serves where integers cannot
