@@ -25,7 +25,7 @@ class ExactSum:
 
     def add(self, values: NDArray[np.floating]) -> None:
         """Adds every number of `values`, a 1-d array of finite numbers. The compiled kernels, where there are any, sum
-        float64 numbers. Otherwise, and for float32 numbers, numpy does."""
+        float64 numbers; numpy sums float32 numbers, and all numbers without kernels."""
         kernels = library() if values.dtype == np.float64 else None
         if kernels is not None:
             for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():

@@ -95,8 +95,8 @@ class Extremes(NamedTuple):
 
 
 def extremes(x: Tensor) -> Extremes:
-    """Returns the smallest and the largest value of `x`: with the compiled kernels, where there are any, and otherwise
-    with torch, which gives the same bits. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    """Returns the smallest and the largest value of `x`. The compiled kernels, where there are any, give the same bits
+    as torch. Raises ValueError if `x` is empty or contains NaN or infinities."""
     if (kernels := kernels_for(x)) and (ends := kernels.extremes(x)) is not None:
         return Extremes(*ends)
     return _torch_extremes(x)

@@ -50,7 +50,7 @@ class Observer(Protocol):
 
 
 class MinMax:
-    """Observes the range from the smallest to the largest value."""
+    """Chooses the range from the smallest to the largest value of all added tensors."""
 
     read = staticmethod(extremes)
 
@@ -80,8 +80,8 @@ class SigmaReading(NamedTuple):
 
 
 class Sigma:
-    """Observes the range from mean - sigma * std to mean + sigma * std of all values, cut at the smallest and the
-    largest value. A sigma of 0 gives the range from the smallest to the largest value."""
+    """Chooses the range from mean - sigma * std to mean + sigma * std of all values, where sigma is `options.sigma`,
+    cut at the smallest and the largest value. A sigma of 0 gives the range from the smallest to the largest value."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma
@@ -114,7 +114,7 @@ class Sigma:
 
 
 class Percentile:
-    """Observes the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
+    """Chooses the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
 
     read = staticmethod(Histogram.of)
 
@@ -133,8 +133,8 @@ class Percentile:
 
 
 class MSE:
-    """Observes the range with which all values are quantized with the smallest mean squared error, clipping
-    included."""
+    """Chooses the range with which the codes of all values have the smallest mean squared error. The error includes
+    that of clipped values."""
 
     read = staticmethod(Histogram.of)
 

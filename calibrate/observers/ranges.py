@@ -214,8 +214,9 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is passed
-    on to `ranges_of`: the share of the values that are assumed to be clipped. Collective: every rank calls this."""
+    """Returns a dict from layer name to the ranges, one for each timestep bin, that follow from what the observers of
+    all ranks have observed so far. Layers that did not run are left out. `share` is that of `ranges_of`. Collective:
+    every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():

@@ -39,8 +39,8 @@ class Pair(NamedTuple):
 
 
 class FoldedModel(NamedTuple):
-    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why nothing was
-    folded, or ""."""
+    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why pairs that were
+    found were not folded; "" if there is nothing to warn of."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]

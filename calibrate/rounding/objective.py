@@ -31,10 +31,10 @@ class Inputs:
     """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, (in *
     height * width,).
 
-    Let x be a row of the float input and xq the values of its codes (x itself if only weights are quantized). `gram`
-    (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T. If `cross` is None,
-    it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be below the rounding
-    error. Sum xq (x - xq)^T instead and add the sum to `gram`.
+    Let x be a row of the float input, as a column vector, and xq the values of its codes (x itself if only weights are
+    quantized). `gram` (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T.
+    If `cross` is None, it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be
+    below the rounding error. Sum xq (x - xq)^T instead and add the sum to `gram`.
     """
 
     gram: Tensor

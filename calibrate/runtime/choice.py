@@ -158,9 +158,9 @@ def one_thread() -> Iterator[None]:
 
 
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Returns, by name, the seconds of processor time that a call of each function takes in the calling thread: the
-    least of several calls, in which the functions alternate, after a warm-up call of each. A function that raises an
-    exception takes infinitely long."""
+    """Returns a dict from the name of each function to the seconds of processor time that a call takes in the calling
+    thread: the least of several calls, after one to warm up. The functions are called in turn. A function that raises
+    an exception takes infinitely long."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()
@@ -190,16 +190,16 @@ def _randn(*shape: int) -> Tensor:
 
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
-    """Returns, by name, a function without arguments for each candidate that fits `dtype`. The function computes
-    attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
+    """Returns a dict from the name of each candidate that fits `dtype` to a function without arguments. The function
+    computes attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
     shapes = [(1, length, heads, _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns, by the name of the dtype, two functions without arguments. Both functions compute a float layer of
-    `kind` on inputs of `dtype`: one in `dtype`, one in float32."""
+    """Returns two functions without arguments, in a dict by the name of the dtype in which they compute: `dtype` and
+    float32. Both functions compute a float layer of `kind` on inputs of `dtype`."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

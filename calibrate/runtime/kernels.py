@@ -55,8 +55,8 @@ class _Linear(ctypes.Structure):
 
 
 class Linear:
-    """A linear layer that the kernel `function` computes. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and
-    `scale` (out,) float32 are contiguous."""
+    """A linear layer that the kernel `function` computes: y = ((codes - 128) @ weight.T + offset) * scale. `weight`
+    (out, in) int8, `offset` (out,) int32 (None: 0) and `scale` (out,) float32 are contiguous."""
 
     def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
         self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
@@ -123,8 +123,8 @@ class _Sums(ctypes.Structure):
 
 
 class Kernels:
-    """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
-    bfloat16 attention kernel."""
+    """The kernels of one target, a set of vector instructions. `target`: the target's name, one of TARGETS.
+    `computes_in_bfloat16`: whether there is an attention kernel for bfloat16."""
 
     def __init__(self, library: ctypes.CDLL, target: str) -> None:
         self.target = target
@@ -242,8 +242,8 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded. The other
-    arguments are those of `Kernels.attention`."""
+    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether the kernel succeeded.
+    The other arguments are those of `Kernels.attention`."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]
@@ -295,7 +295,8 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 @cache
 def targets() -> dict[str, Kernels]:
-    """Returns the kernels of each target that was compiled and that this processor runs, by name, best first."""
+    """Returns a dict from the name of each target that was compiled and that this processor runs to its kernels, the
+    best target first."""
     loaded = _load()
     if loaded is None:
         return {}

@@ -118,7 +118,8 @@ def _needs_gradients(*tensors: Tensor) -> bool:
 
 def _fits_graph(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> bool:
     """Returns whether a graph of torch.compile can contain the operator `octavo::attention` for these inputs, the
-    arguments of F.scaled_dot_product_attention: the output's shape is known from them, and no gradients are needed."""
+    arguments of F.scaled_dot_product_attention. It can if the inputs have the same batch and heads and need no
+    gradients."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     return _have_the_same_heads(query, key, value) and not _needs_gradients(*tensors)
 

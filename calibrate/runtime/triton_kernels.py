@@ -181,8 +181,9 @@ def _product(
 
 
 def tile_of(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns keyword arguments for `product_kernel`: the sizes ROWS, OUTS and INS of its tile, and Triton's options.
-    `rows` is the number of rows in each sample of the kernel's input, and `dtype` the dtype of this input.
+    """Returns keyword arguments for `product_kernel`: the sizes ROWS, OUTS and INS of its tile, and Triton's options
+    num_warps and num_stages. `rows` is the number of rows in each sample of the kernel's input, and `dtype` the dtype
+    of this input.
 
     The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. The sizes are estimates; their speed
     was not measured.
