@@ -3,7 +3,8 @@ separately for each timestep bin.
 
 The bins are intervals of noise levels, separated by levels that are called edges. The edges are chosen so that all bins
 have about the same number of different noise levels. A level that equals an edge is in the bin above that edge. A noise
-level is the denoiser's time argument, so bins found in 28 steps also apply in 20 or 50.
+level is the denoiser's time argument, so bins that were found in a run of 28 steps also apply to runs of 20 or 50
+steps.
 
 A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
 of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
@@ -199,9 +200,9 @@ def observe_ranges(
     bin of `bins`.
 
     `observer` is a key of OBSERVERS, `options` are the options of the observers; `transforms` is a dict from layer name
-    to the smoothing of its input. Returns the ranges of the layers that ran, a CurrentCall with the noise levels and
-    prompt numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts. Collective: every
-    rank calls this, `ranks` share the calls, and all ranks return the same.
+    to the smoothing of its input. Returns a dict from the name of each layer that ran to its ranges, a CurrentCall with
+    the noise levels and prompt numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts.
+    Collective: every rank calls this, `ranks` share the calls, and all ranks return the same.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite; DeviceError when memory runs out.

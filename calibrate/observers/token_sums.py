@@ -46,8 +46,8 @@ class RowSums(NamedTuple):
 class TokenSums:
     """The sum and the sum of squares of each row of one tensor, shared by the layers that received the tensor.
 
-    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing one row of a
-    modulation takes as long as summing a hundred rows.
+    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing a tensor of
+    one row takes as long as summing a hundred rows.
     """
 
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")

@@ -115,8 +115,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
 
 
 class _Output(NamedTuple):
-    """One output of the convolution named `conv`, as the weak reference `alive`. `readers` has an entry for each
-    operation that read the output: the name of a batch norm, or None for any other operation."""
+    """One output of the convolution named `conv`; `alive` is a weak reference to this tensor. `readers` has an entry
+    for each operation that read the output: the name of a batch norm, or None for any other operation."""
 
     conv: str
     alive: "weakref.ref[Tensor]"  # returns the output while it is alive, else None

@@ -35,13 +35,13 @@ def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
     """Makes calls of `model`, each with one synthetic input tensor of the shape `shape` (batch, ...); the batch may be
-    larger. Makes at least four calls, but fewer if the model needs so many operations that there is only time for fewer
-    inputs.
+    larger.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that. The
-    result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most
-    `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
+    statistics. There are at least four calls, or fewer if the model needs so many operations that there is only time
+    for fewer inputs. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that.
+    The result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at
+    most `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError

@@ -40,7 +40,8 @@ Calls = Callable[[], Iterable[Call]]
 
 
 class Progress(Protocol):
-    """A function that wraps an iterable and shows the progress through its items."""
+    """A function that wraps an iterable and shows the progress through its items. Its arguments are a label to show,
+    the iterable, and the number of items (None: unknown)."""
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None, /) -> Iterable[T]: ...
 

@@ -93,7 +93,8 @@ class _Rows(ctypes.Structure):
 
 def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
     """Describes `x` (..., columns) to a kernel as a tensor (batch, rows, columns). Returns this description, and the
-    tensor whose memory it points to: `x`, or a contiguous copy if the memory of `x` cannot be described so."""
+    tensor whose memory it points to: `x` itself if it has three axes, of which the last has stride 1; otherwise a
+    contiguous form of `x`."""
     if x.ndim != 3 or x.stride(2) != 1:
         x = x.reshape(1, -1, x.shape[-1] if x.ndim else 1).contiguous()
     (batch, rows, columns), (batch_stride, row_stride, _) = x.shape, x.stride()

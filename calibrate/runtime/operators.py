@@ -178,9 +178,9 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether candidates other than torch's may compute attention for these inputs: if all are plain tensors
-    (no subclasses) on a CPU that need no gradients, `query`, `key` and `value` have one dtype in DTYPES and the same
-    batch and heads, `attn_mask` broadcasts to the scores, and autocast is off."""
+    """Returns whether candidates other than torch's may compute attention for these inputs. They may if all inputs are
+    plain tensors (no subclasses), are on a CPU and need no gradients; if `query`, `key` and `value` have the same batch
+    and heads and one dtype, which is in DTYPES; if `attn_mask` broadcasts to the scores; and if autocast is off."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False
