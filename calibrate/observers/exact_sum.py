@@ -24,8 +24,8 @@ class ExactSum:
         self._units: Counter[int] = Counter()
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds every number of `values`, a 1-d array of finite numbers. Where there are compiled kernels, they sum
-        float64 numbers; numpy sums the others."""
+        """Adds every number of `values`, a 1-d array of finite numbers. The compiled kernels, where there are any, sum
+        float64 numbers; numpy sums float32 numbers, and all numbers without kernels."""
         kernels = library() if values.dtype == np.float64 else None
         if kernels is not None:
             for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():

@@ -34,13 +34,14 @@ _NARROW = 0.05
 def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Makes calls of `model`, each with one synthetic input tensor: at least four calls where enough inputs can be
-    made. `shape` (batch, ...) is the shape of the tensors, but their batch may be larger.
+    """Makes calls of `model`, each with one synthetic input tensor of the shape `shape` (batch, ...); the batch may be
+    larger.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that. The
-    result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most
-    `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
+    statistics. There are at least four calls, or fewer if the model needs so many operations that there is only time
+    for fewer inputs. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that.
+    The result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at
+    most `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
@@ -95,9 +96,9 @@ def warnings_of(model: nn.Module) -> list[str]:
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the number of batches, the number of inputs in a batch, and the number of iterations.
 
-    The batches are the largest in _BATCHES for which _BUDGET, a number of floating-point operations, allows at least
-    _LEAST iterations. A batch is never smaller than that of `shape`. The number of iterations is as large as _BUDGET
-    allows, and at least _LEAST.
+    _BATCHES lists the possible numbers of batches and of inputs in a batch, the largest first. Takes the first entry
+    for which _BUDGET, a number of floating-point operations, allows at least _LEAST iterations. But a batch has at
+    least as many inputs as the batch in `shape`. There are as many iterations as _BUDGET allows, and at least _LEAST.
     """
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
