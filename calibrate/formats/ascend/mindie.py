@@ -11,8 +11,8 @@
 - The tensor X.div.mul_scale, if there is one, multiplies the input of layer X, and the other tensors of X are called
   X.linear.*. If X is a W8A16 layer, mul_scale is ignored.
 - The bias is read only if the layer of the float model has one.
-- A W8A8 layer adds quant_bias to its sum and does not use its bias. In W8A8_DYNAMIC and W8A16 layers, weight_scale is
-  cast to the dtype in which the model runs.
+- A W8A8 layer adds quant_bias to its sum and does not use its bias. W8A8_DYNAMIC and W8A16 layers use
+  weight_scale in the dtype in which the model runs.
 - A W8A8_TIMESTEP layer has the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i,
   if the timestep_config given to `quantize` says "static" for step i. Without a timestep_config, every step is computed
   as in W8A8_DYNAMIC. The largest i for all layers is given by the number of rows of the layer that was loaded last.
