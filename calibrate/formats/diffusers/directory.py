@@ -17,6 +17,7 @@ WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
 _DESCRIPTIONS = "quant_model_description*.json"  # descriptions of msModelSlim, which stand for a quantization_config
+_DESCRIBED_WEIGHTS = "quant_model_weight*.safetensors"  # the weight files that such a description may have
 # regular expression of the names of the files in such a directory
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
@@ -115,8 +116,8 @@ def find_intact(directory: Path, method: str, folder: str) -> Path | None:
 
 def method_at(directory: Path) -> str | None:
     """Returns the quant_method in the config.json of a directory. If config.json has no quantization_config, returns
-    "modelslim" for int8 weights with a description of msModelSlim beside them, and None for float weights. Returns None
-    too if there are neither config.json nor weights.
+    "modelslim" for int8 weights that a description of msModelSlim beside them describes, and None for float weights.
+    Returns None too if there are neither config.json nor weights.
 
     Raises FileError if config.json is damaged, if it is missing beside weights, or if it has no quantization_config
     although the weights are int8 and there is no description.
@@ -131,7 +132,8 @@ def method_at(directory: Path) -> str | None:
     if isinstance(content, dict):
         return str(content.get("quant_method"))
     if weights and any(tensor.stored.dtype == "int8" for tensor in Model.open(directory).tensors.values()):
-        if any(directory.glob(_DESCRIPTIONS)):
+        described = any(directory.glob(_DESCRIPTIONS)) and not any(directory.glob(_DESCRIBED_WEIGHTS))
+        if described:  # a description with a weight file of its own is of other weights
             return "modelslim"
         fact = "has no quantization_config, although the weights beside it are int8"
         raise damage(path, fact, "Copy the file again, or calibrate again.")
