@@ -31,7 +31,8 @@ def judge(job: Job, facts: Mapping[str, Any]) -> tuple[bool, str]:
     faults = [] if facts["equal"] else ["other numbers than those that were written"]
     faults += [f"{facts['unmatched']} tensors missing or left over"] if facts["unmatched"] else []
     few = f", {facts['compared']} of them compared" if facts["compared"] < facts["layers"] else ""
-    fact = ", ".join([f"{facts['layers']} layers{few}", agreement(facts["least"]), *faults])
+    far = [f"{facts['apart']:.0f} dB from Octavo's"] if facts["apart"] < facts["least"] else []
+    fact = ", ".join([f"{facts['layers']} layers{few}", agreement(facts["least"]), *far, *faults])
     return bool(facts["compared"]) and not faults and facts["least"] > LEAST[job.dtype], fact
 
 
@@ -69,15 +70,29 @@ def _torchao(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, boo
     return torch.equal(weight.qdata, tensors["weight"]) and same, True
 
 
+def _torchao_output(layer: Mapping[str, Any]) -> Tensor:
+    """Returns the output of a layer as torchao 0.18 computes it with Octavo's numbers. torchao multiplies by the
+    reciprocal of the scale of the input, which for a token is max / 127.5, and adds the bias in float."""
+    tensors, x = layer["tensors"], layer["x"]
+    weight, bias = tensors["weight"].double(), 0 if layer["bias"] is None else layer["bias"].double()
+    if layer["scheme"] == "W8A16":
+        return (x.double() @ weight.t() * tensors["weight_scale"] + bias).float()
+    if layer["scheme"] == "W8A8":
+        scale, zero, deq = tensors["input_scale"], tensors["input_zero_point"], tensors["deq"]
+    else:
+        scale, zero = x.abs().amax(-1, keepdim=True) / 127.5, 0
+        deq = scale.double() * tensors["weight_scale"]
+    codes = (torch.round(x * (1.0 / scale)) + zero).clamp(-128, 127)
+    return ((codes - zero).double() @ weight.t() * deq + bias).float()
+
+
 def _sdnq(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, bool]:
     """Returns whether a layer of sdnq has these integers and scales, and whether it multiplies integers."""
     assert type(layer).__name__ == "SDNQLinear"
     own: Any = layer
     across = own.sdnq_dequantizer.use_quantized_matmul
     weight = own.weight.t() if across else own.weight
-    return torch.equal(weight, tensors["weight"]) and torch.equal(
-        own.scale.flatten(), tensors["weight_scale"]
-    ), across
+    return torch.equal(weight, tensors["weight"]) and torch.equal(own.scale.flatten(), tensors["weight_scale"]), across
 
 
 _LAYERS: dict[str, Callable[[nn.Module, Mapping[str, Tensor]], tuple[bool, bool]]] = {
@@ -97,15 +112,19 @@ def compute(job: Job) -> dict[str, Any]:
         job.out, torch_dtype=getattr(torch, job.dtype), output_loading_info=True
     )
     assert job.runtime == "diffusers" or "octavo" not in sys.modules
-    equal, compared, least = True, 0, float("inf")
+    equal, compared, least, apart = True, 0, float("inf"), float("inf")
     for name, layer in reference.items():
         theirs = model.get_submodule(name)
         same, comparable = _LAYERS[job.runtime](theirs, layer["tensors"])
         equal &= same
         if comparable or layer["scheme"] == "W8A16":  # sdnq keeps the inputs of small W8A8_DYNAMIC layers float
-            compared, least = compared + 1, min(least, decibels(layer["y"], theirs(layer["x"])))
+            y = theirs(layer["x"])
+            exact = _torchao_output(layer) if job.runtime == "torchao" else layer["y"]
+            compared, least = compared + 1, min(least, decibels(exact, y))
+            apart = min(apart, decibels(layer["y"], y))
     unmatched = sum(len(info[key]) for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return {"layers": len(reference), "equal": equal, "unmatched": unmatched, "compared": compared, "least": least}
+    facts = {"layers": len(reference), "equal": equal, "unmatched": unmatched, "compared": compared}
+    return facts | {"least": least, "apart": apart}
 
 
 if __name__ == "__main__":

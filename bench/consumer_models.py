@@ -21,6 +21,9 @@ from tests.zoo.layer_kinds import frozen
 from .consumer_jobs import LEVEL, REFERENCE
 
 ROWS, AXES = 64, 2  # rows and axes of the input of a layer
+REFUSING = (
+    "sdnq",
+)  # formats that refuse layers that the runtime holds only as float, instead of writing them as float
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "sd3": lambda: hard(),
     "flux": lambda: pipelines.flux()[0].transformer,
@@ -45,12 +48,17 @@ def written(family: str, format_name: str, scheme: str, folder: Path, dtype: tor
     torch.manual_seed(0)
     model = FAMILIES[family]().eval().requires_grad_(False).to(dtype)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2]}
+    record = format_named(format_name)
+    kept = record.kept_float(model, names) if format_name in REFUSING else ()
+    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)
-    format_named(format_name).write(layers, model, folder, Modes(), deployment)
-    torch.save({name: _reference(layer) for name, layer in layers.items()}, folder.parent / REFERENCE)
+    record.write(layers, model, folder, Modes(), deployment)
+    biases = {name: model.get_submodule(name).bias for name in layers}
+    torch.save(
+        {name: _reference(layer) | {"bias": biases[name]} for name, layer in layers.items()}, folder.parent / REFERENCE
+    )
     return model
 
 

@@ -29,7 +29,9 @@ def prove(proof: Proof, folder: Path) -> list[Row]:
     rows = []
     for family in proof.families:
         verdicts = [_verdict(proof, job, end) for job in jobs if job.family == family]
-        rows.append(Row(TITLES[family], proof.how, all(ok for ok, _ in verdicts), "; ".join(fact for _, fact in verdicts)))
+        rows.append(
+            Row(TITLES[family], proof.how, all(ok for ok, _ in verdicts), "; ".join(fact for _, fact in verdicts))
+        )
     return rows
 
 

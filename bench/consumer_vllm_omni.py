@@ -74,9 +74,7 @@ def _configured() -> AbstractContextManager[Any]:
     """Returns a context with a new configuration of vLLM."""
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
 
-    context: AbstractContextManager[Any] = set_current_vllm_config(
-        VllmConfig(device_config=DeviceConfig(device="cpu"))
-    )
+    context: AbstractContextManager[Any] = set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu")))
     return context
 
 

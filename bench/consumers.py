@@ -9,6 +9,7 @@ the files, or "read", which compares names only.
 """
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from .consumer_proof import prove
 
 
 class Runtime(NamedTuple):
-    """A runtime of the table: its title with the version that was tried, and the function that returns its rows. The
+    """A runtime of the table: its title with the version that is tried, and the function that returns its rows. The
     function takes a folder for files, and the directory of ComfyUI's sources, or None."""
 
     title: str
@@ -58,27 +59,33 @@ RUNTIMES = {
     "diffusers": Runtime("diffusers 0.42.1 with Octavo", _diffusers("diffusers")),
     "torchao": Runtime("diffusers 0.42.1 with torchao 0.18.0", _diffusers("torchao")),
     "sdnq": Runtime("diffusers 0.42.1 with sdnq 0.2.8", _diffusers("sdnq")),
-    "comfy": Runtime("ComfyUI with comfy-kitchen 0.2.40", _comfy),
+    "comfy": Runtime("ComfyUI {} with comfy-kitchen 0.2.40", _comfy),
     "sglang": Runtime("SGLang 0.5.23", _sglang),
     "vllm-omni": Runtime("vLLM-Omni 0.30.0", _vllm_omni),
 }
 
 
+def _version(comfyui: Path) -> str:
+    """Returns the version of the ComfyUI in the directory `comfyui`."""
+    match = re.search(r'__version__ = "(.*)"', (comfyui / "comfyui_version.py").read_text())
+    return match[1] if match else "of unknown version"
+
+
 def table(names: Iterable[str], comfyui: Path | None, folder: Path) -> bool:
     """Prints the table for the runtimes `names`, and returns whether all rows are ok."""
-    sound = True
+    sound, version = True, "" if comfyui is None else _version(comfyui)
     print("| runtime | family | how proven | ok | fact |\n|---|---|---|---|---|", flush=True)
     for name in names:
-        runtime = RUNTIMES[name]
+        title, rows = RUNTIMES[name].title.format(version), RUNTIMES[name].rows
         try:
-            for row in runtime.rows(folder, comfyui):
+            for row in rows(folder, comfyui):
                 sound &= row.ok
-                print(f"| {runtime.title} | {row.family} | {row.how} | {'yes' if row.ok else 'NO'} | {row.fact} |")
-                sys.stdout.flush()
+                word = "yes" if row.ok else "NO"
+                print(f"| {title} | {row.family} | {row.how} | {word} | {row.fact} |", flush=True)
         except Exception as error:  # the other runtimes are independent of this one
             sound = False
             fact = " ".join(f"{type(error).__name__} {error}".split())
-            print(f"| {runtime.title} | all | did not run | NO | {fact[:300]} |", flush=True)
+            print(f"| {title} | all | did not run | NO | {fact[:300]} |", flush=True)
     return sound
 
 

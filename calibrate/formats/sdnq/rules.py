@@ -8,15 +8,33 @@
   than 32 tokens; such a call computes with float inputs. X.weight is then stored as (in, out) and X.scale as (1, out).
 - That holds only for layers whose sizes fit the matrix units, and that are not in the list `modules_to_not_use_matmul`.
   For all other layers the input stays float, X.weight is (out, in) and X.scale (out, 1).
+- diffusers gives some modules float32 inputs, biases and scales in a model of any dtype: those that the model's class
+  lists in `_keep_in_fp32_modules`. sdnq makes float weights of the model's dtype, so that such a layer ends with an
+  error.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..native import not_linear
+
+if TYPE_CHECKING:
+    from torch import nn
 
 METHOD = "sdnq"  # quant_method in config.json
 FLOAT_LAYERS, FLOAT_INPUTS, MATMUL = "modules_to_not_convert", "modules_to_not_use_matmul", "use_quantized_matmul"
 _LEAST, _MULTIPLE = 32, 16  # smallest number of channels, and the divisor of it, for a product of integers
+
+
+def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
+    """Returns those of the layers `names` of `model`, which would become integers, that sdnq holds only as float."""
+    return not_linear(model, names) | {name for name in names if in_float32(model, name)}
+
+
+def in_float32(model: "nn.Module", name: str) -> bool:
+    """Returns whether the layer `name` is in a module that diffusers keeps in float32."""
+    return not set(getattr(model, "_keep_in_fp32_modules", None) or ()).isdisjoint(name.split("."))
 
 
 def fits_matmul(outputs: int, inputs: int) -> bool:
