@@ -11,7 +11,7 @@ before it rounds to the dtype. It keeps the inputs of small layers float; these 
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,19 @@ def judge(job: Job, facts: Mapping[str, Any]) -> tuple[bool, str]:
     return bool(facts["compared"]) and not faults and facts["least"] > LEAST[job.dtype], fact
 
 
-def _proof(name: str, *packages: str, variables: Mapping[str, str] = {}, **schemes: torch.dtype) -> Proof:
+def _proof(name: str, packages: Sequence[str], schemes: Mapping[str, torch.dtype], **variables: str) -> Proof:
     """Returns the proof for diffusers with the `packages` of the library `name`."""
     module = "bench.consumer_diffusers"
     return Proof(module, name, (DIFFUSERS, *packages), FAMILIES, schemes, "computed", judge, variables)
 
 
-_ALL = {"W8A8": torch.float32, "W8A8_DYNAMIC": torch.float32, "W8A16": torch.float32}
+_ALL = dict.fromkeys(("W8A8", "W8A8_DYNAMIC", "W8A16"), torch.float32)
+_SDNQ = {"W8A8_DYNAMIC": torch.float32, "W8A16": torch.bfloat16}
 PROOFS = {
-    "diffusers": _proof("diffusers", **_ALL, W8A8_TIMESTEP=torch.float32),
-    "torchao": _proof("torchao", "torchao==0.18.0", **_ALL),
-    "sdnq": _proof(
-        "sdnq", "sdnq==0.2.8", variables={"SDNQ_USE_TORCH_COMPILE": "0"}, W8A8_DYNAMIC=torch.float32,
-        W8A16=torch.bfloat16,
-    ),
-}  # fmt: skip
+    "diffusers": _proof("diffusers", (), _ALL | {"W8A8_TIMESTEP": torch.float32}),
+    "torchao": _proof("torchao", ("torchao==0.18.0",), _ALL),
+    "sdnq": _proof("sdnq", ("sdnq==0.2.8",), _SDNQ, SDNQ_USE_TORCH_COMPILE="0"),
+}
 
 
 def _octavo(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, bool]:

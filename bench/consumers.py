@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from .consumer_jobs import Row
+from . import comfy_maps, consumer_comfy, consumer_sglang, consumer_vllm_omni
+from .consumer_diffusers import DIFFUSERS, PROOFS
+from .consumer_jobs import Proof, Row
+from .consumer_packages import SGLANG, VLLM_OMNI
 from .consumer_proof import prove
 
 
@@ -29,39 +32,29 @@ class Runtime(NamedTuple):
 
 
 def _comfy(folder: Path, comfyui: Path | None) -> Iterable[Row]:
-    from . import comfy_maps, consumer_comfy
-
     assert comfyui is not None
     yield from comfy_maps.maps(folder, comfyui)
     yield from consumer_comfy.silent(folder, comfyui)
     yield from consumer_comfy.prove(folder, comfyui)
 
 
-def _diffusers(name: str) -> Callable[[Path, Path | None], Iterable[Row]]:
-    from .consumer_diffusers import PROOFS
-
-    return lambda folder, _: prove(PROOFS[name], folder)
+def _proven(proof: Proof) -> Callable[[Path, Path | None], Iterable[Row]]:
+    return lambda folder, _: prove(proof, folder)
 
 
-def _sglang(folder: Path, _: Path | None) -> Iterable[Row]:
-    from .consumer_sglang import PROOF
-
-    return prove(PROOF, folder)
-
-
-def _vllm_omni(folder: Path, _: Path | None) -> Iterable[Row]:
-    from .consumer_vllm_omni import PROOF
-
-    return prove(PROOF, folder)
+def _pinned(package: str, packages: Iterable[str]) -> str:
+    """Returns the version of `package` that the list `packages` asks for."""
+    return next(entry.removeprefix(f"{package}==") for entry in packages if entry.startswith(f"{package}=="))
 
 
+_WITH = f"diffusers {_pinned('diffusers', [DIFFUSERS])} with"
 RUNTIMES = {
-    "diffusers": Runtime("diffusers 0.42.1 with Octavo", _diffusers("diffusers")),
-    "torchao": Runtime("diffusers 0.42.1 with torchao 0.18.0", _diffusers("torchao")),
-    "sdnq": Runtime("diffusers 0.42.1 with sdnq 0.2.8", _diffusers("sdnq")),
-    "comfy": Runtime("ComfyUI {} with comfy-kitchen 0.2.40", _comfy),
-    "sglang": Runtime("SGLang 0.5.23", _sglang),
-    "vllm-omni": Runtime("vLLM-Omni 0.30.0", _vllm_omni),
+    "diffusers": Runtime(f"{_WITH} Octavo", _proven(PROOFS["diffusers"])),
+    "torchao": Runtime(f"{_WITH} torchao {_pinned('torchao', PROOFS['torchao'].packages)}", _proven(PROOFS["torchao"])),
+    "sdnq": Runtime(f"{_WITH} sdnq {_pinned('sdnq', PROOFS['sdnq'].packages)}", _proven(PROOFS["sdnq"])),
+    "comfy": Runtime(f"ComfyUI {{}} with comfy-kitchen {_pinned('comfy-kitchen', comfy_maps.PACKAGES)}", _comfy),
+    "sglang": Runtime(f"SGLang {_pinned('sglang', SGLANG)}", _proven(consumer_sglang.PROOF)),
+    "vllm-omni": Runtime(f"vLLM-Omni {_pinned('vllm-omni', VLLM_OMNI)}", _proven(consumer_vllm_omni.PROOF)),
 }
 
 
