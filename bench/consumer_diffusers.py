@@ -63,9 +63,13 @@ def _torchao(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, boo
     compared. A static layer has deq / input scale for the scale of its weight, up to a rounding of float32."""
     weight: Any = layer.weight
     assert type(weight).__name__ == "Int8Tensor"
-    scale = tensors["deq"] / tensors["input_scale"] if "input_scale" in tensors else tensors["weight_scale"]
-    same = torch.allclose(weight.scale.flatten(), scale.flatten(), rtol=2.0**-22, atol=0.0)
-    return torch.equal(weight.qdata, tensors["weight"]) and same, True
+    scale, same = tensors["weight_scale"], not weight.zero_point.any()
+    if "input_scale" in tensors:
+        scale = tensors["deq"] / tensors["input_scale"]
+        same &= weight.act_quant_scale.item() == tensors["input_scale"].item()
+        same &= weight.act_quant_zero_point.item() == tensors["input_zero_point"].item()
+    same &= torch.allclose(weight.scale.flatten(), scale.flatten(), rtol=2.0**-22, atol=0.0)
+    return bool(same) and torch.equal(weight.qdata, tensors["weight"]), True
 
 
 def _torchao_output(layer: Mapping[str, Any]) -> Tensor:
