@@ -8,9 +8,9 @@ BIN = $(VENV)/bin
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*  ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-install: $(VENV)/installed  ## set up .venv, with Octavo and its tools, and compile calibrate/runtime/native/
+install: $(VENV)/installed  ## set up .venv, with Octavo and its tools, and compile calibrate/native/
 
-$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard calibrate/runtime/native/*)
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard calibrate/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

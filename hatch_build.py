@@ -1,9 +1,9 @@
-"""Compiles the kernels of calibrate/runtime/native/ where Octavo is installed or its wheel is built, on Linux with an
-x86-64 processor.
+"""Compiles the C kernels in calibrate/native/ when Octavo is installed from source or its wheel is built, on
+Linux with an x86-64 processor.
 
-Every kernel is compiled once for each target, a set of vector instructions, into one library; kernels.py chooses a
-target when it runs. Targets that the compiler does not know are left out. Without a compiler Octavo is installed
-without the library, and says so.
+Every kernel is compiled once for each target, a set of vector instructions, into one library. When Octavo runs,
+kernels.py chooses a target that the processor has. Targets that the compiler does not know are left out. Without a
+compiler Octavo is installed without the library, and the installation prints a warning.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCES, LIBRARY = "octavo/calibrate/runtime/native", "octavo/calibrate/runtime/libkernels.so"
+SOURCES, LIBRARY = "octavo/calibrate/native", "octavo/calibrate/native/libkernels.so"
 FLAGS = "-O3 -fno-math-errno -fopenmp -fPIC"
 _AVX2 = "-mavx2 -mfma -mf16c"
 _AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
@@ -34,11 +34,12 @@ TARGETS = {
 
 
 class Kernels(BuildHookInterface):
-    """Compiles the C library of the kernels, and puts it beside its source and into the wheel."""
+    """Compiles the C library of the kernels, puts it beside the folder of its sources, and adds it to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compiles the library before a wheel or an editable installation is made, and adds it to the files in
-        `build_data`. hatchling calls this method; `version` is the kind of wheel."""
+        `build_data`. hatchling calls this method. `version` is "standard" for a wheel, "editable" for an editable
+        installation, and makes no difference."""
         if not (sys.platform == "linux" and platform.machine() == "x86_64"):
             return
         library, sources = Path(self.root, LIBRARY), Path(self.root, SOURCES)
@@ -56,16 +57,19 @@ class Kernels(BuildHookInterface):
 
 
 def _is_compiled(sources: Path, library: Path) -> bool:
-    """Returns whether `library` was compiled from `sources`, after this file was last changed."""
+    """Returns whether `library` was compiled from the C files in the folder `sources` as they are now, and is newer
+    than hatch_build.py."""
     if not library.exists() or library.stat().st_mtime < Path(__file__).stat().st_mtime:
         return False
     return digest(sources).encode() in library.read_bytes()
 
 
 def compile_to(sources: Path, library: Path) -> list[str]:
-    """Compiles the C files of the folder `sources` to `library`; returns the targets that the compiler does not know.
+    """Compiles the C files of the folder `sources` to the shared library `library`. Returns the names of the targets
+    (sets of vector instructions) that the compiler does not know.
 
-    Raises OSError or CalledProcessError, and leaves `library` as it was, where it cannot be made.
+    Raises CalledProcessError if the compiler reports an error, and OSError, for example without a compiler. In both
+    cases an older `library` stays as it was.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -99,7 +103,8 @@ def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Iterato
 
 
 def _object(command: list[str], folder: Path) -> str:
-    """Runs a command that compiles a source; returns the name of the output, a file in `folder`."""
+    """Runs `command`, which compiles one source file, with a new object file in `folder` as its output. Returns the
+    path of the object file."""
     handle, name = tempfile.mkstemp(".o", dir=folder)
     os.close(handle)
     _run([*command, "-o", name])
@@ -107,8 +112,8 @@ def _object(command: list[str], folder: Path) -> str:
 
 
 def digest(folder: Path) -> str:
-    """Returns the SHA-256 digest of the C files in `folder`, as kernels.digest does, which cannot be imported before
-    Octavo is installed."""
+    """Returns the SHA-256 digest of the C files in `folder`. The function kernels.digest computes the same, but cannot
+    be imported before Octavo is installed."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.[ch]")):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

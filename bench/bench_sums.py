@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from octavo.calibrate.choice import Choice
 from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.native import kernels
 from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.rounding.sums import Sums
-from octavo.calibrate.runtime import kernels
 
 CASES = [(1536, 2), (1536, 4096), (6144, 4096)]  # columns, rows
 CHECKED = 256  # rows of the matrices that are compared with float64

@@ -51,9 +51,9 @@ def calibrate(
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
     except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for unfit settings or a budget without `trajectory`; FileError for a module name that no
+    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that no
     checkpoint can hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or outputs,
-    if no layer can become integers, and with `settings.strict` if one never ran; DeviceError when memory runs out.
+    if all layers stay float, and with `settings.strict` if any layer never ran; DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
@@ -148,8 +148,8 @@ def _mixed(
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """Returns the plan in which some more layers stay float: the N layers whose output has the largest mean squared
-    error, where N is `settings.fallback`. `powers` is a dict from layer name to the signal and noise of the layer's
+    """Returns a copy of `plan` in which N of the quantized layers stay float: those whose outputs have the largest mean
+    squared errors. N is `settings.fallback`. `powers` is a dict from layer name to the signal and noise of the layer's
     output. Raises UsageError if no layer would be left to quantize."""
     if not settings.fallback:
         return plan
@@ -178,9 +178,10 @@ def calibrate_folded(
 
     `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph. A
     graph may multiply inputs by 1 / scale instead of dividing them by the scale. With `graphs`, and for models with
-    convolutions, input scales are chosen for which both give the same codes (layers/reciprocals.py).
+    convolutions, input scales are chosen for which multiplication and division give the same codes
+    (layers/reciprocals.py).
 
-    The report lists the folded pairs of convolution and batch norm; its warnings begin with `warnings`. The field
+    The report lists each folded batch norm with its convolution; its warnings begin with `warnings`. The field
     `example` of the result is the first call.
 
     Raises the exceptions of `calibrate`, and UsageError if `model` has batch norms and cannot be copied.

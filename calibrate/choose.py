@@ -32,10 +32,10 @@ class Observations(NamedTuple):
     """Observations of the layers' inputs, made while the calls were replayed.
 
     `ranges`: a dict from layer name to the ranges of the layer's input, one for each timestep bin. `silent`: the layers
-    that never ran, if the input type is one without ranges, such as dynamic; otherwise empty. `current`: holds the
+    that never ran; it is only filled for schemes without known ranges (dynamic, weight-only). `current`: holds the
     prompt and the noise level of every replayed call. `last`: how many calls and prompts were replayed. `snapshots`,
-    for the learning curve: what `ranges` was after the first 1, 2, 4, ... prompts, as a dict from the numbers of calls
-    and prompts (CallCount) to these ranges.
+    for the learning curve: the `ranges` after the first 1, 2, 4, ... prompts, as a dict whose keys are the numbers of
+    calls and prompts so far (CallCount).
     """
 
     ranges: Ranges
@@ -82,8 +82,8 @@ def choose(
     work: Work,
     sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
 ) -> Selection:
-    """Chooses how each layer of the plan becomes integers. `sums_memory` returns how many bytes the sums over calls
-    that the rounding method needs may take; it is called just before weights are rounded.
+    """Chooses how each layer of the plan becomes integers. The rounding method sums statistics over calls;
+    `sums_memory` returns how many bytes they may take, and is called just before weights are rounded.
 
     Collective: the ranks of `work` share the calls and the layers. Raises MisfitError if there are no calls or a call
     does not fit the model; NumbersError for an input that is not finite and, with `settings.strict`, for a layer that

@@ -7,7 +7,8 @@ def out_of_memory(error: BaseException) -> str | None:
     """Returns the device whose memory ran out, such as "cuda:0", if `error` reports that memory ran out; otherwise
     None.
 
-    Python raises MemoryError, the CPU allocator RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError.
+    Recognizes MemoryError from Python, RuntimeError from torch's CPU allocator or from an NPU, and
+    torch.OutOfMemoryError from CUDA.
     """
     text = str(error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:

@@ -1,5 +1,5 @@
-"""Prepares a caller's model: removes wrappers, loads offloaded weights, and refuses a model that is quantized, sharded
-or has adapters."""
+"""Prepares a caller's model for calibration: removes wrappers, loads offloaded weights, and refuses a model that is
+quantized, sharded or has adapters."""
 
 import sys
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ _QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
     """Context manager: prepares `model` for the statements in the body of `with`. Replaces wrappers by the modules
-    inside them, removes accelerate's offloading hooks, loads the weights, and resets torch's global state
-    (`torch_state.settled`). Afterwards model and torch are as before.
+    inside them, removes the hooks with which accelerate offloads weights, loads these weights, and resets torch's
+    global state (`torch_state.settled`). Afterwards model and torch are as before.
 
-    Raises UsageError, with a remedy, if a weight stays on the meta device, and for the hooks that `_check_hooks`
-    refuses: group offloading and layerwise casting of diffusers.
+    Raises UsageError, with a remedy, for a weight that is still on the meta device after loading, and for a model with
+    group offloading or layerwise casting of diffusers.
     """
     with ExitStack() as stack:
         stack.enter_context(settled())
@@ -90,8 +90,8 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
 
 
 def _moves(hook: Any) -> bool:
-    """Returns whether `hook`, a hook of accelerate, does nothing else than move weights and inputs between devices.
-    False for None."""
+    """Returns whether `hook`, the accelerate hook of a module, does nothing else than move weights and inputs between
+    devices. Returns False for None, a module without a hook."""
     if hook is None:
         return False
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook

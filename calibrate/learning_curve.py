@@ -55,14 +55,14 @@ def learning_curve(
     work: Work,
 ) -> list[dict[str, Any]]:
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
-    report.json: {calls, prompts, output_sqnr in dB}. There is one row for each of the latest snapshots in `chosen`, at
-    most three. A snapshot holds the ranges and surveys that the calls of the first 1, 2, 4, ... prompts gave.
+    report.json: {calls, prompts, output_sqnr in dB}.
 
-    For each of these, the choices are made from its ranges and surveys, the layers of `plan` in `model` become integer
-    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. A last row is for all calls, with
-    weights rounded to the nearest. It is missing if the calibration's result itself has such weights, because the
-    caller measures the result. Returns [] where measuring would take too long, and where no choices can be made from
-    fewer calls (`earlier_choices`).
+    `chosen` holds snapshots: what was observed of the inputs after the first 1, 2, 4, ... prompts. Each of the latest
+    snapshots, at most three, gives a row: choices are made from the snapshot, the layers of `plan` in `model` become
+    integer layers with these choices, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last
+    row is for all calls, with weights rounded to the nearest. If the calibration itself rounds them so, this row is
+    left out, and the caller adds it. Returns [] if measuring would take too long, or if snapshots do not give choices
+    (`earlier_choices`).
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """
@@ -85,15 +85,15 @@ def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
     """Returns the choices that fewer calibration calls would have given: a dict from the numbers of calls and prompts
-    (CallCount) to a dict from layer name to choice. The dict has an entry for each snapshot that the learning curve
-    measures, with choices made only from what was observed in the first 1, 2, 4, ... prompts. One more entry, for all
-    calls, has the choices of `chosen`. In all of them weights are rounded to the nearest. `work` holds the progress
-    display and the ranks that take part.
+    (CallCount) to a dict from layer name to choice. It has an entry for each snapshot that the learning curve measures;
+    a snapshot holds what was observed in the first 1, 2, 4, ... prompts. One more entry, for all calls, has the choices
+    of `chosen`. In all entries weights are rounded to the nearest. `work` holds the progress display and the ranks that
+    take part.
 
-    The dict is empty in three cases: choices do not depend on the calls (weight-only); the layers that stay float are
-    picked by their error on all calls (`settings.fallback`); or a snapshot does not hold all ranges. Ranges are missing
-    with timestep bins; with an observer other than "minmax" they are missing with smoothing and with a rounding
-    method.
+    The dict is empty in four cases: measuring a snapshot would take too long; the input stays float, so that choices do
+    not depend on the calls; the layers that stay float are picked by their error on all calls (`settings.fallback`); or
+    snapshots do not hold all ranges. Ranges are missing with timestep bins. With an observer other than "minmax" they
+    are also missing if the inputs were surveyed, for smoothing, rotation or a rounding method.
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:

@@ -1,4 +1,5 @@
-"""An API compatible with msModelSlim: parameters have the names, order, defaults and meanings of its ptq_tools.
+"""An API compatible with Huawei's quantization tool msModelSlim: parameters have the names, order, defaults and
+meanings of its package ptq_tools.
 
 No other module translates msModelSlim's parameters into `Settings`.
 """
@@ -56,7 +57,7 @@ class QuantConfig:
     |               | 255, would be the same codes plus 128                                                        |
     | w_sym         | whether weights have no zero point; only True                                                |
     | a_sym         | whether activations have no zero point                                                       |
-    | input_shape   | shape of the synthetic inputs used without calib_data, which are distilled from batch norms  |
+    | input_shape   | shape of the synthetic inputs that are made from the batch norms if there are no calib_data  |
     | act_quant     | False: only weights become integers (W8A16)                                                  |
     | act_method    | how the range of an activation is chosen. 0: min-max; 1: min-max, limited to                 |
     |               | mean +- sigma * std if sigma > 0; 2: least squared error over a histogram                    |
@@ -188,10 +189,10 @@ class Calibrator:
     the caller, is called first, and may change the model. Batch norms that remain are folded into the convolutions
     before them, in a copy of the model.
 
-    The model may be inside DataParallel, a Listener or another wrapper of capture/wrappers.py; layers then have the
-    names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is
-    loaded into memory during calibration. torch's default dtype and device, autocast, inference mode and matmul
-    precision do not change the integers.
+    The model may be inside DataParallel, the Listener with which Octavo records calls, or another wrapper that
+    capture/wrappers.py lists; layers then have the names that they have in the wrapped model. A compiled model runs
+    uncompiled. A model that accelerate offloads is loaded into memory during calibration. torch's default dtype and
+    device, autocast, inference mode and matmul precision do not change the integers.
 
     Raises UsageError for a configuration that does not fit the model, FileError for data that are not such calls,
     DeviceError for a device that is missing.
@@ -217,7 +218,8 @@ class Calibrator:
             device_type = device_of(model).type
         if cfg.device.split(":")[0] != device_type:
             raise UsageError(
-                f"device {cfg.device}: the model is on {device_type}. Move it there, or set device='{device_type}'."
+                f"device {cfg.device}: the model is on {device_type}. "
+                f"Move the model to {cfg.device}, or set device='{device_type}'."
             )
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data, model)
@@ -262,7 +264,7 @@ class Calibrator:
     ) -> None:
         """Writes weights, description and manifest into the directory `output_path`, which is created if it does not
         exist. Other files there stay. `safetensors_name` and `json_name` are the file names of weights and description;
-        None: the names under which MindIE-SD looks for the files.
+        None: the names that MindIE-SD, Huawei's library that runs diffusion models, looks for.
 
         Raises UsageError before `run` and for an invalid name, StorageError for a directory that cannot be written,
         NumbersError for numbers that are not finite.
@@ -309,10 +311,11 @@ class Calibrator:
             )  # fmt: skip
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
-        """Returns five dicts from layer name to tensor: input_scale, input_offset, weight_scale, weight_offset,
-        quant_weight (int8).
+        """Returns five dicts from layer name to tensor: input_scale (1,), input_offset (1,), weight_scale (out, 1),
+        weight_offset (out, 1), quant_weight (int8, in the shape of the weight). An offset is a zero point; those of
+        weights are 0.
 
-        input_scale and input_offset are None for a layer whose input has no stored range: W8A16 and W8A8_DYNAMIC.
+        input_scale and input_offset are None for a layer whose input has no stored range (W8A16).
         """
         layers = self.result.layers
         return (

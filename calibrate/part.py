@@ -1,5 +1,5 @@
-"""Calibrates a part of a model: all of its layers, or those of one block. Goes from calls to measured integer
-layers."""
+"""Calibrates a part of a model, which is all of its layers or those of one block: replays the calls, chooses the
+integers of each layer, makes the integer layers, and measures their errors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Part:
     | field     | meaning                                                                                              |
     |-----------|------------------------------------------------------------------------------------------------------|
     | plan      | the plan, in which layers that could not become integers stay float                                  |
-    | selection | the choices and the observations that they were made from                                            |
-    | choices   | dict from layer name to choice; with a budget, those within its limits                               |
+    | selection | what `choose` returned: choices without regard to a budget, and the observations behind them         |
+    | choices   | dict from layer name to the choice that is used; differs from `selection.choices` with a budget      |
     | layers    | dict from layer name to integer layer; empty if the layers are not to be kept in memory              |
     | makers    | dict from layer name to a function that returns the integer layer, made anew if not in `layers`      |
     | positions | positions of the measured calls among all calls                                                      |
@@ -70,8 +70,8 @@ def calibrate_part(
     """Chooses the integers of the layers of `plan`, and measures the error of each integer layer's output against that
     of its float layer. `work` holds the progress display and the ranks that take part.
 
-    `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
-    `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
+    `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed. A rounding
+    method adds up statistics over the calls; `sums_memory` returns how many bytes these sums may take. `mix`, if given,
     gets the plan and the choices, and returns another plan and other choices, from which the integer layers are then
     made. `announce` is called with the positions, among all calls, of the calls that this rank runs for rounding and
     for measuring.
@@ -124,10 +124,10 @@ def frozen(
     *,
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """Makes every integer layer once, to find layers that cannot be made; `choices` has the choice for each layer.
-    Returns two results. The first is the plan in which these layers, and the layers of `reasons`, a dict from layer
-    name to reason, stay float. The second is a dict from name to integer layer, which is empty without
-    `keep_layers`."""
+    """Makes the integer layer of each layer of `plan` once, from its choice in `choices`. Returns two results. The
+    first is the plan in which layers stay float if their integer layer cannot be made, or if they are in `reasons`, a
+    dict from layer name to the reason to stay float. The second is a dict from name to integer layer, which is empty
+    without `keep_layers`."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:

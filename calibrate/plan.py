@@ -113,12 +113,12 @@ def make_plan(
 ) -> Plan:
     """Returns the plan for `model`: which layers get the scheme `scheme`, and which stay float for which reason.
 
-    `keep_float`: patterns of layers that the user keeps float; they win over all others. `quantize`: patterns of layers
-    that are quantized although a default keeps them float. Each of these has to match a layer. `defaults`: patterns of
-    layers that the model's family keeps float, with the reason; they need not match. None, for a model of no family:
-    only layers inside repeated blocks are quantized (`general_reason`), but none that matches a pattern of `more`. A
-    pattern is the name of a layer or of a module that contains layers, with * and ? as wildcards: `blocks.0` matches
-    all layers of that block. `option`: the user's name of `keep_float`, for messages.
+    `keep_float`: patterns of layers that the user keeps float, whatever other patterns say. `quantize`: patterns of
+    layers that are quantized although a default keeps them float. Each pattern of `keep_float` and `quantize` has to
+    match a layer. `defaults`: patterns of layers that the model's family keeps float, with the reason. If `defaults` is
+    None (model of no family), only layers inside repeated blocks are quantized (`general_reason`), except those that
+    match `more`. A pattern is the name of a layer or of a module that contains layers, with * and ? as wildcards:
+    `blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for messages.
 
     Raises UsageError for a pattern of `keep_float` or `quantize` without a match, a plan without a quantized layer, a
     model whose layers are not plain float layers (`check_model`), and a model that is itself a layer; FileError for a
@@ -277,8 +277,8 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
 
     In a model with repeated blocks, whose names are `blocks`, the rule quantizes only layers inside blocks, and not
     those that are known to be sensitive to 8 bits. In any model it keeps float the layers that the model's class lists
-    in diffusers' attributes `_skip_layerwise_casting_patterns` and `_keep_in_fp32_modules`. If the class does not have
-    the former, and the model has blocks, diffusers' default patterns apply instead.
+    in diffusers' attributes `_skip_layerwise_casting_patterns` and `_keep_in_fp32_modules`. If the class has no
+    `_skip_layerwise_casting_patterns`, and the model has blocks, diffusers' default patterns apply instead.
     """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"

@@ -44,8 +44,8 @@ def report_of(
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | a row for each layer: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after |
-    |             | - only if quantized: weight_scale [smallest, largest]; sqnr in dB (null: no error); range, scale |
-    |             | and zero_point of the input, as lists (W8A8_TIMESTEP: a scale for each bin)                      |
+    |             | - only if quantized: weight_scale [smallest, largest]; sqnr in dB (null: no error)               |
+    |             | - only W8A8, W8A8_TIMESTEP: range [low, high], scale, zero_point of the input (lists over bins)  |
     |             | - only if smoothed: multiplier [smallest, largest]; if rotated: rotation, channels in a group    |
     | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
     |             | 95 % interval output_sqnr_interval [low, high] (null: too few calls); calls: calibration calls;  |
@@ -116,20 +116,20 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search
-    switches groups of layers from float to a scheme together, and measures the mean squared error of the pipeline's
-    final latents, called error here.
+    """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search of a
+    budget switches layers from float to a scheme, a group of layers together, and runs the pipeline. The mean squared
+    error of the final latents is called error here.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
     | layers | trajectory_error: dict from scheme to the error with only the layer's group switched to the scheme    |
     | budget | a dict with these keys:                                                                               |
     |        | - budget: as the user wrote it; groups, runs: numbers of groups and of runs of the pipeline           |
-    |        | - bytes, time (estimated; 1 for all float): dicts of float (all layers float), limit, used            |
+    |        | - bytes, time (estimated; 1 for all float): each a dict of float (all layers float), limit, and used  |
     |        | - schemes: dict from scheme to number of layers; float: number of float layers                        |
-    |        | - error: dict of measured, relative (measured / mean square of the float latents), estimated (sum of  |
-    |        | the groups' errors), before (measured before exchanges)                                               |
     |        | - exchanges: how many times one or two groups got another scheme because that lowered the error       |
+    |        | - error: dict of measured (after the exchanges), before (measured before them), relative (measured /  |
+    |        | mean square of the float latents), estimated (sum of the groups' errors, each group switched alone)   |
     """
     errors = mixture.errors
     rows = [

@@ -67,13 +67,13 @@ class Settings:
             if self.fallback:
                 raise UsageError("budget: the budget itself decides which layers stay float. Set amp_num to 0.")
             if not self.input_type.ranged:
-                fact = f"a budget needs activations with ranges, such as static, but they are {self.activations}"
-                raise UsageError(f"budget: {fact}. Remove one of the two options.")
+                fact = f"needs inputs with fixed ranges, but activations are {self.activations}"
+                raise UsageError(f"budget: {fact}. Use static activations, or no budget.")
 
     def measured(self, count: int) -> int:
-        """Returns on how many of `count` calls the SQNR is measured. All of them, if `fallback` picks the layers that
-        stay float by their output error; otherwise `sqnr_calls`, or MEASURED (16) if that is None. A number above
-        `count` means all calls."""
+        """Returns on how many of `count` calls the SQNR is measured: on all, if `fallback` picks the layers that stay
+        float by their output error; otherwise on `sqnr_calls`, or on 16 (MEASURED) if `sqnr_calls` is None. The result
+        may be larger than `count`; it then means all calls."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
@@ -92,8 +92,8 @@ class Settings:
 
     @property
     def input_scheme(self) -> Scheme:
-        """The rule by which inputs become codes: whether their zero point is 0, and whether multiplying by 1 / scale
-        has to give the same codes as dividing by scale."""
+        """The rule by which inputs become codes. The settings `symmetric` and `reciprocal` decide whether the zero
+        point is 0, and whether multiplying by 1 / scale has to give the same codes as dividing by scale."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
@@ -144,8 +144,8 @@ class Settings:
 
     @property
     def surveying(self) -> bool:
-        """Whether a replay has to survey the inputs, which records statistics of each channel and samples of rows: for
-        smoothing, for rounding methods, and for timestep bins."""
+        """Whether a replay has to survey the inputs: to record statistics of each channel and a sample of the rows.
+        Smoothing, rotation, rounding methods and timestep bins need the survey."""
         return self.transforming or self.smoothing or not self.method.plain or self.input_type.by_level
 
 

@@ -60,8 +60,8 @@ def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
 def read_array(path: Path, stored: Stored) -> Array:
     """Reads from the file at `path` the tensor that `stored` describes, as a numpy array.
 
-    bfloat16 becomes float32 with the same values. A tensor of LARGE bytes or more gets memory pages of its own, which
-    return to the system when the array is freed. Raises FileError if the tensor is larger than the memory of this
+    bfloat16 becomes float32 with the same values. A tensor of 256 KiB (LARGE) or more gets memory pages of its own,
+    which return to the system when the array is freed. Raises FileError if the tensor is larger than the memory of this
     machine, TypeError for a float dtype of 8 bits.
     """
     dtype = np.dtype(np.uint16 if stored.dtype == "bfloat16" else stored.dtype)

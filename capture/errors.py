@@ -43,8 +43,8 @@ class Unstorable(FileError):
     """Reports an argument of a call that a capture cannot store.
 
     Parameters: `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids";
-    `fact` says why it cannot be stored. Attributes: `fact` is the text of all three; `name` is the name of the call's
-    argument, None if it is positional.
+    `fact` says why it cannot be stored. Attributes: `fact` is one text made of these three parameters; `name` is the
+    name of the call's argument, None if it is positional.
     """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:

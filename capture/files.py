@@ -217,9 +217,9 @@ def make_directory(path: Path, mode: int) -> None:
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
     """Makes a temporary (staging) directory in `parent` and yields its path; the `with` block fills and renames it.
 
-    Removes what remains of it when the block ends. The directory is locked until then, or until this process dies.
-    First removes the unlocked staging directories that dead processes have left in `parent`. Messages about errors of
-    the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
+    When the block ends, removes what remains of the directory. The directory is locked until then, or until this
+    process dies. First removes the unlocked staging directories that dead processes have left in `parent`. Messages
+    about errors of the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
     """
     shown = shown or parent
     _clean_abandoned(parent)
@@ -242,10 +242,8 @@ def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
 
 
 def _make_staging(path: Path, descriptors: list[int]) -> bool:
-    """Makes and locks a staging directory; returns False if another process removed it between mkdir and flock.
-
-    Appends the open descriptor of the directory to `descriptors`.
-    """
+    """Makes and locks a staging directory, and appends its open descriptor to `descriptors`. Returns False if another
+    process removed the directory between mkdir and flock."""
     os.mkdir(path, 0o700)
     try:
         os.chmod(path, 0o700)
@@ -259,7 +257,8 @@ def _make_staging(path: Path, descriptors: list[int]) -> bool:
 
 @cache
 def _kernel() -> str:
-    """Returns eight hexadecimal digits for the running kernel: only its own processes see each other's locks."""
+    """Returns eight hexadecimal digits that identify the running kernel. They are in the names of staging directories,
+    because only processes of one kernel see each other's locks."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # containers of a machine share it
     except OSError:
@@ -292,9 +291,9 @@ def _clean_abandoned(directory: Path) -> None:
 def _is_removable(path: Path) -> bool:
     """Returns whether the staging directory `path` may be removed, because its process has surely or probably ended.
 
-    Only for a directory whose process ran on another machine, or on this one before the last reboot. Returns True if
-    the directory is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED
-    seconds.
+    Call this only if that process ran on another machine, or on this one before the last reboot. Returns True if the
+    directory is on a local disk, which no other machine writes to, or if nothing was written to it for seven days
+    (UNTOUCHED).
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0

@@ -43,10 +43,10 @@ class KeptSteps:
     """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
-    run as many as the run before. `announced` is called when the first run first calls the denoiser; if it returns the
-    number of steps that the pipeline itself reports, and not None, this number replaces `expected`. If `miscounted`
-    returns True at the end of a run, other steps were stored than `rule` requires, and the run has to be repeated.
-    Steps without a recorded call do not count.
+    run as many as the run before. `announced` is called when the first run first calls the denoiser. It returns the
+    number of steps that the pipeline reports, or None; a number replaces `expected`. If `miscounted` returns True at
+    the end of a run, other steps were stored than `rule` requires, and the run has to be repeated. A step without a
+    recorded call is not counted as a step.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:

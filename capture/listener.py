@@ -51,7 +51,7 @@ class _Inputs(Memory):
 
     def add(self, call: Call) -> None:
         if call.args:
-            fact = f"{len(call.args)} positional arguments have no names, which the dicts of `inputs` need"
+            fact = f"{len(call.args)} positional arguments have no names, so the dicts in `inputs` cannot hold them"
             raise UsageError(f"{self._kind}.forward: {fact}. Pass them by name, or give the Listener a directory.")
         super().add(call)
 
@@ -110,7 +110,7 @@ class Listener(nn.Module):
         if self._directory is not None and not self._stacks:
             fact = "is only written inside a with block"
             raise UsageError(
-                f"{self._directory}: {fact}. Write `with listener:` around the run; put listener.module back after it."
+                f"{self._directory}: {fact}. Write `with listener:` around the run, and then put listener.module back."
             )
         with self._recorder:
             return self.module(*args, **kwargs)

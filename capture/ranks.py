@@ -1,8 +1,8 @@
 """Connects the processes (ranks) that torchrun or `accelerate launch` started for one run, with torch.distributed.
 
-Before each collective operation all processes meet in the key-value store of the rendezvous. A process that waits there
-still reacts to signals and to errors of other ranks, and notices within PATIENCE seconds that a rank has died. Inside a
-collective operation it would only notice at the timeout.
+Before each collective operation, all processes wait for each other with a counter in torch.distributed's key-value
+store. A process that waits there still reacts to signals and to errors of other ranks, and notices within PATIENCE (60)
+seconds that a rank has died. Inside a collective operation, a process would notice this only at the timeout.
 """
 
 import os
@@ -27,7 +27,7 @@ _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
 
 class Failure(NamedTuple):
-    """The first rank that failed, which ends the run, and its exit code."""
+    """The failure that ends the run: `rank` is the first rank that failed, `code` its exit code."""
 
     rank: int
     code: int
@@ -64,7 +64,8 @@ class Ranks:
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
-        """Returns the `value` of every rank, in the order of the ranks; their tensors are on this process's device.
+        """Returns a list of the `value` of every rank, in the order of the ranks. Tensors in these values are on this
+        process's device.
 
         Raises DeviceError if a process has died. If a rank failed, raises an error with the exit code of that rank.
         """
@@ -125,7 +126,7 @@ class ConnectedRanks(Ranks):
             store = next(iter(dist.rendezvous("env://", self.rank, self.world, timeout=_TIMEOUT)))[0]
         except Exception as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            fact = f"no rendezvous at {where} ({type(error).__name__})"
+            fact = f"the processes did not find each other at {where} ({type(error).__name__})"
             raise DeviceError(f"{fact}. Start all processes with torchrun or accelerate launch.") from error
         self._store = dist.PrefixStore("octavo", store)
         self._heart.start()
@@ -190,7 +191,8 @@ class ConnectedRanks(Ranks):
                 self._store.add(f"beat/{self.rank}", 1)
 
     def _meet(self) -> None:
-        """Waits until all ranks have called this method equally often. Raises an error if a rank has failed or died."""
+        """Waits until every rank has called this method as many times as this rank. Raises an error if a rank has
+        failed or died."""
         self._met += 1
         name, pause = f"met/{self._met}", 0.001
         beats, times = [-1] * self.world, [0.0] * self.world

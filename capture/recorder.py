@@ -35,7 +35,8 @@ class Memory:
 
 
 def copied(value: Any) -> Any:
-    """Returns a copy of `value`: copies every container, and clones every tensor, as if outside of inference mode."""
+    """Returns a copy of `value`, with its containers copied and its tensors cloned. In inference mode too, the clones
+    are normal tensors, not inference tensors."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
@@ -82,7 +83,8 @@ def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
 
 def swap_warning(name: str, count: int) -> str:
     """Returns the warning that a pipeline replaces `count` attention processors of the denoiser `name`."""
-    return f"{name}: the pipeline replaces {count} attention processors while it runs; a replay runs the original ones."
+    fact = f"the pipeline replaces {count} attention processors while it runs"
+    return f"{name}: {fact}. A replay runs the original ones, so its layers get slightly different inputs."
 
 
 class Clock:
@@ -119,9 +121,9 @@ class Recorder:
     step takes one, two or three calls. `keep(step)` returns whether the calls of a step are stored; `drop` has the
     names of arguments that are not stored. The `with` blocks of one recorder may be nested.
 
-    Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
-    takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
-    stay positional.
+    Positional arguments are stored under the parameter names of the module's forward; if `module` is a wrapper, of the
+    forward of the module inside it. If that forward takes *args and passes them unchanged to its only child, the names
+    are those of the child; otherwise such arguments stay positional.
 
     `call_count` is the number of calls so far, stored or not. `processors` maps names to the attention processors that
     the module had at the first call.
@@ -210,7 +212,7 @@ class Recorder:
         if self._pending is not None and self._pending.changed:
             kind = type(inside(self.module)).__name__
             fact = f"{kind}.forward: takes *args and changes them in place before it passes them on"
-            raise UsageError(f"{fact}. Record the module that it wraps, or pass the arguments by name.")
+            raise UsageError(f"{fact}. Record the wrapped module instead, or pass the arguments by name.")
         self._pending = None
         if self.call_count == 0:
             self.processors = processors_of(self.module)

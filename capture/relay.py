@@ -60,6 +60,7 @@ class ArgumentSnapshot(NamedTuple):
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Returns the version counters of all tensors in the arguments; tensors made in inference mode have none."""
+    """Returns the version counters of all tensors in the arguments, except tensors made in inference mode, which have
+    none."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]

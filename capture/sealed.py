@@ -59,7 +59,7 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
 def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: str = "") -> None:
     """Fills `view` with the bytes of an open file from byte `offset` on. Raises FileError if the file ends too early.
 
-    `path` and `remedy`, what the user can do, are for the message.
+    The message of the error names `path`, and ends with `remedy`, which says what the user can do.
     """
     done = 0
     while done < view.nbytes:

@@ -70,9 +70,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 def read_tensor(path: Path, stored: Stored) -> Tensor:
     """Reads from the file at `path` the tensor that `stored`, its entry in the header, describes.
 
-    A tensor of LARGE bytes or more gets memory pages of its own, which return to the system when the tensor is freed.
-    On the heap the freed memory would stay unused, because later weights rarely fit into the gap. Raises FileError if
-    the tensor is larger than the memory of this machine, or if the file ends too early.
+    A tensor of 256 KiB (LARGE) or more gets memory pages of its own, which return to the system when the tensor is
+    freed. On the heap the freed memory would stay unused, because later weights rarely fit into the gap. Raises
+    FileError if the tensor is larger than the memory of this machine, or if the file ends too early.
     """
     check_memory(path, stored)
     dtype = torch_dtype(stored)

@@ -29,7 +29,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 def parse_argument(text: str) -> tuple[str, Any]:
     """Returns the name and the value in `text`, which has the form NAME=VALUE. The value is a JSON value, a text, a
-    picture, a list of frames or a tensor; for a JSON list of paths it is a list of pictures or tensors.
+    picture, a tensor, or the list of a video's frames. For a JSON list of paths it is a list of pictures or tensors.
 
     Raises UsageError for a text of another form, for a VALUE that looks like JSON but is not valid, for the path of a
     file that does not exist, and for a URL instead of a path; FileError for a file that cannot be read.
@@ -48,8 +48,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
 
 
 def _refuse_misspelt(name: str, value: str) -> None:
-    """Raises UsageError if `value`, given to the argument `name`, is not JSON but probably meant as JSON, such as True,
-    +1 or [1, 2. Otherwise it would reach the pipeline as a text."""
+    """Raises UsageError if `value`, given to the argument `name`, is not JSON but was probably meant as JSON, such as
+    `True`, `+1` or `[1, 2` (without the closing bracket). Otherwise it would reach the pipeline as a text."""
     word = value.strip()
     if word in ("True", "False", "None"):
         word_in_json = "null" if word == "None" else word.lower()

@@ -38,8 +38,11 @@ class Deployed(NamedTuple):
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
     integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
     report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
-    for the page of a comparison. `roots` is ("",) for one denoiser. For several, `module` is a container of them,
-    `component` names all, and `roots` has the name of each inside the container.
+    for the page of a comparison.
+
+    A Deployed may also stand for several denoisers: `module` is then a container of them, and `component` names all.
+    `roots` has the name of each denoiser inside `module`. For one denoiser it is ("",), because `module` itself is the
+    denoiser.
     """
 
     component: str
@@ -61,8 +64,8 @@ def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
     A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. If
-    `out` holds files of neither kind, returns the format `ascend`. Raises UsageError if only another library, such as
-    torchao, can load the checkpoint; `remedy`, if given, is the advice at the end of the message.
+    `out` holds files of neither kind, returns `ascend`, whose reader then raises an error. But if a config.json names
+    another library, such as torchao, raises UsageError; `remedy`, if given, is the advice at the end of the message.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -95,10 +98,11 @@ def check_deployed(out: Path) -> list[str]:
 
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
     """Loads the checkpoint at `out` onto `device`, and pairs it with the denoiser of `pipe` that it was made from.
-    `component`, the name of a denoiser, wins over the name in the checkpoint's report.
+    `component`, the name of a denoiser, wins over the name in the checkpoint's report. If neither gives a name, every
+    denoiser of `pipe` is tried.
 
-    Raises FileError for damaged files; MisfitError if the checkpoint was not made from the denoiser that `component` or
-    the report names or, if neither names one, from any denoiser of `pipe`.
+    Raises FileError for damaged files; MisfitError if the checkpoint was not made from the named denoiser, or from none
+    of those tried.
     """
     report = read_report(out)
     only = component or report.get("component")
@@ -120,8 +124,9 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 
 @contextmanager
 def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Makes the float `module` run the integer `layers`, a dict from layer name to layer, inside the `with` block.
-    Where a kernel can compute a layer and the GELU that follows it in one pass, that kernel is used."""
+    """Makes the float `module` run the integer `layers`, a dict from layer name to layer, inside the `with` block, and
+    yields `module`. Where a kernel can compute a layer and the GELU that follows it in one pass, that kernel is used.
+    """
     before = dict(module.named_modules(remove_duplicate=False))
     with quantized(module, layers):
         accelerate(module)
@@ -194,10 +199,10 @@ def wrong_model(out: Path, fact: str) -> OctavoError:
 
 def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """Returns the float denoisers among `choices`, a dict from name to denoiser, from which the checkpoint at `out` may
-    have been made: those with the fingerprint (digests of class, names, shapes and weights) in its manifest.
+    have been made: those whose fingerprint (digests of class, names, shapes and weights) is stored in the checkpoint.
 
-    If no manifest holds a fingerprint, all `choices` are returned. Raises MisfitError if no denoiser has the
-    fingerprint. Hashes every weight: 0.4 s per 1e9 bytes on one processor.
+    Returns all `choices` if the checkpoint holds no fingerprint. Raises MisfitError if it holds one and no denoiser has
+    it. Hashes every weight: 0.4 s per 1e9 bytes on one processor.
     """
     origin = _origin_at(out)
     if origin is None:
@@ -245,7 +250,8 @@ def check_files(directory: Path) -> list[str]:
     places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
     for place in quantized_parts(directory) if _is_pipeline(directory) else places:
         files = verify(place)
-        notes += [f"{place / name}: is not in the manifest of its directory." for name in files.extra]
+        fact = "is not in the manifest of its directory, so it was not checked"
+        notes += [f"{place / name}: {fact}." for name in files.extra]
         notes += [] if files.manifests else [f"{place}: {NOT_VERIFIABLE}."]
     return notes
 
@@ -266,7 +272,7 @@ def is_checkpoint(directory: Path) -> bool:
 def checkpoints_at(directory: Path) -> dict[str, Path]:
     """Returns the checkpoints at `directory` as a dict from the name of a denoiser to the path of its checkpoint. If
     `directory` itself is a checkpoint, it is the only one in the dict. Otherwise the dict holds the checkpoints in the
-    direct subfolders. Returns {} for a pipeline.
+    direct subfolders. Returns {} if `directory` is a complete pipeline, even one with quantized denoisers.
 
     Raises UsageError if two checkpoints are of the same denoiser.
     """
@@ -313,9 +319,11 @@ def open_pipeline(
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
     are those of the float pipeline; `loras` are added to its weights. `options` are further arguments of
-    `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, if `source` is a pipeline but
-    `model` or `component` is not None, and if `source` is a checkpoint and there are `loras`; MisfitError for a
-    checkpoint of another model; FileError for damaged files.
+    `load_pipeline`.
+
+    Raises UsageError if `source` is a pipeline but `model` or `component` is not None, if `source` is a checkpoint and
+    there are `loras`, and if neither `model` nor the checkpoint's report names the model; MisfitError for a checkpoint
+    of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -371,8 +379,8 @@ def loras_of(places: Iterable[Path]) -> list[Lora]:
 
 
 def _install_layers(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:
-    """Puts the layers of the checkpoint in `directory` into the float denoiser `module`. Raises MisfitError if the
-    checkpoint was made from another model."""
+    """Puts the integer layers of `checkpoint`, which was read from `directory`, into the float denoiser `module`.
+    Raises MisfitError if the checkpoint was made from another model; `directory` is for the message."""
     fact = checkpoint.difference(module)
     if fact is not None:
         raise wrong_model(directory, fact)

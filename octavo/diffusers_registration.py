@@ -30,8 +30,8 @@ def register_with_diffusers() -> None:
 def enter() -> None:
     """Imports Octavo's quantizer, whose last lines register it in the dicts of `diffusers.quantizers.auto`.
 
-    The import does nothing if the quantizer is being imported at the moment: it imports diffusers, and the import of
-    diffusers calls this function. The quantizer then registers itself when its own import ends.
+    The quantizer imports diffusers, whose import calls this function again. That inner call does nothing; the quantizer
+    registers itself when its own import ends.
     """
     import_module(_QUANTIZER)
 

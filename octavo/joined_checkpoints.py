@@ -69,9 +69,9 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Returns one dict `totals` for the `totals` in the reports of `parts`, several checkpoints. For the output SQNR it
-    has the lowest value, for every other number, such as a count of layers or bytes, the sum, and None for the
-    confidence interval of the SQNR."""
+    """Returns one dict `totals` for several checkpoints, from the `totals` in the reports of `parts`. The output SQNR
+    is the lowest of theirs, and its confidence interval is None. Every other number, such as a count of layers or
+    bytes, is the sum."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

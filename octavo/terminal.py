@@ -238,9 +238,9 @@ class Terminal:
         _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`, and shows how many of `total` were yielded, with the name `label`: on a terminal as a bar on
-        stderr, otherwise as a line on stderr about every 30 seconds. With --json, events on stdout take the place of
-        bar and lines. Shows nothing if `quiet`."""
+        """Yields `items`, and shows under the name `label` how many were yielded, of `total` if it is known: on a
+        terminal as a bar on stderr, otherwise as a line on stderr about every 30 seconds. With --json, events on stdout
+        take the place of bar and lines. Shows nothing if `quiet`."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
@@ -264,8 +264,8 @@ class Terminal:
         over the `steps` of a prompt.
 
         Yields a function that moves the bars; its arguments are the number of finished prompts, and the number of
-        finished steps of the current prompt. Without a terminal, a line about every 30 seconds on stderr replaces the
-        bars; with --json, an event as often on stdout does.
+        finished steps of the current prompt. Without a terminal, about every 30 seconds a line on stderr is printed
+        instead of the bars; with --json, an event on stdout. Shows nothing if `quiet`.
         """
         if self.quiet:
             yield lambda prompt, step: None

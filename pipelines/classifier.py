@@ -33,8 +33,9 @@ def classifier_directory(model: str) -> Path:
 def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Classifier:
     """Loads the model in a directory; downloads nothing, opens no pickle, runs no code of the directory.
 
-    Raises UsageError where there is no such directory, FileError for a directory without an image classifier or with a
-    damaged file, MisfitError for missing or misshapen weights, NumbersError for weights that are not finite.
+    Raises UsageError if `directory` is not a directory, FileError for a directory without an image classifier or with a
+    damaged file, MisfitError for weights that are missing or have the wrong shape, NumbersError for weights that are
+    not finite.
     """
     if not directory.is_dir():
         names = ", ".join(BUNDLED)

@@ -2,8 +2,9 @@
 
 A smoothing group names layers that share an input, and the weights that produce this input, into which the smoothing
 factors of the layers can be folded. Some layers stay float in every pipeline (`general_reason` in calibrate/plan.py),
-such as those that a model class itself keeps in float32. An entry here adds layers for one kind of pipeline, with the
-reason: another tool, which is named, keeps them float, or 8 bits lower the quality too much (python -m bench.models).
+such as those that a model class itself keeps in float32. An entry here adds layers for one kind of pipeline, each with
+the reason: the name of another tool that keeps the layer float, or a loss of quality that `python -m bench.models`
+measured.
 """
 
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ _LATENT = {"output_type": "latent"}
 def single_groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model such as Flux.
 
-    The model has double blocks, with one stream for the picture and one for the text, and single blocks, with one
-    stream for both.
+    Double blocks, which have one stream for the picture and one for the text, give the groups of SD3 (`sd3.groups`).
+    Each single block, with one stream for both, gives a group of the layers that read its norm: query, key, value, and
+    the first layer of the feed-forward.
     """
     groups = joint_groups(model)
     for index, block in enumerate(model.single_transformer_blocks):
@@ -44,8 +46,8 @@ def qwen_groups(model: Any) -> list[Group]:
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Yields a smoothing group for each attention in `model`. The group is the attention's output layers, with the
-    value layers that produce their input.
+    """Yields a smoothing group for each attention in `model`: the output layers (to_out, to_add_out), whose input the
+    value layers (to_v, add_v_proj) produce.
 
     Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
     layers. Leaves out an attention whose processor has weights of its own: such a processor may add to the values.

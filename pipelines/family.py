@@ -34,7 +34,7 @@ class Family:
     """Octavo's defaults for one kind of pipeline.
 
     pipelines    prefixes of the names of the pipeline classes
-    models       names of the model in the config.json of a folder that holds only the denoiser
+    models       class names and model types by which a folder with only the denoiser is known, from its config.json
     defaults     arguments of the pipeline's call
     keep_float   dict from a pattern of layer names to the reason why these layers stay float; all others are quantized.
                  None: layers inside blocks are quantized, except those known to be sensitive to 8 bits

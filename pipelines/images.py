@@ -44,7 +44,7 @@ class Preprocessing:
 
     @cached_property
     def fixed(self) -> bool:
-        """True if pictures of different sizes have the same size after preprocessing."""
+        """True if all preprocessed pictures have the same size, whatever size they had before."""
         return len({self(Image.new("RGB", (width, height))).shape for height, width in _SHAPES}) == 1
 
     def __call__(self, picture: Image.Image) -> Tensor:
@@ -83,7 +83,7 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
         raise FileError(f"{path}: not a preprocessor's configuration ({fact}). Correct it.") from error
     kind = type(processor).__name__
     if set(outputs) != {"pixel_values"}:
-        raise FileError(f"{path}: {kind} makes {', '.join(outputs)}, not one tensor. Use --input-shape.")
+        raise FileError(f"{path}: {kind} returns {', '.join(outputs)}, not one tensor. Use --input-shape.")
     if outputs["pixel_values"].ndim != 4 or outputs["pixel_values"].shape[1] != channels:
         shape = " x ".join(map(str, outputs["pixel_values"].shape[1:]))
         raise FileError(
@@ -93,7 +93,8 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
 
 
 def image_files(directory: Path) -> list[Path]:
-    """Returns the files of pictures in a directory and its subdirectories, sorted by path.
+    """Returns the files in a directory and its subdirectories whose names have the ending of a picture (`suffixes`),
+    sorted by path.
 
     Raises UsageError for a missing directory, FileError for a directory without pictures.
     """
@@ -120,5 +121,6 @@ def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> 
 
 
 def picture_of(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """Reads and preprocesses one picture. Raises FileError for a file that cannot be read."""
+    """Reads and preprocesses one picture, (channels, height, width) float32. Raises FileError for a file that cannot be
+    read."""
     return preprocessing(open_picture(path))

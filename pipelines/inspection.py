@@ -113,9 +113,9 @@ def _from_one_file(file: Path) -> str:
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """Returns the family (defaults for one kind of pipeline) called `name`. If `name` is None, returns the family of
-    the model in `directory`, known by the class that its model_index.json or config.json names; GENERIC if no family
-    fits.
+    """Returns the family (defaults for one kind of pipeline) called `name`, a key of FAMILIES. If `name` is None,
+    returns the family of the model in `directory`, known by the class that its model_index.json or config.json names;
+    GENERIC if no family fits.
 
     Raises UsageError for a missing directory, FileError for a directory without a pipeline and for damaged files.
     """

@@ -79,12 +79,12 @@ def load_pipeline(
     """Loads the pipeline in `directory`, in eval mode; downloads nothing, opens no pickle.
 
     `device` None: the CPU. `dtype` None: float32 on a CPU, else the dtype of the stored weights. `family` None: the
-    family that the files name. A family with a loader of its own can also load a folder of only the denoiser; that
+    family that the files name. A family with a loader of its own can also load a folder with only the denoiser; that
     loader takes `text_encoder`, the folder of the text encoder. `trust_remote_code`: code in `directory` may run.
     `offload`: a component is on `device` only while it runs. The modules in `given` replace the components of the same
     names. `loras` are added to the weights. Raises UsageError for a missing directory or an unknown component;
-    FileError for a directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights
-    that are missing or have the wrong shape, with `strict` also for surplus weights; NumbersError for NaN or infinity.
+    FileError for no pipeline, damaged files, pickle weights, or custom code without `trust_remote_code`; MisfitError
+    for missing or misshapen weights, with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
     device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:
@@ -117,11 +117,11 @@ def mapped_denoiser(
     read from its file when it is used. If `family` has a loader of its own, that loader loads the denoiser, in the
     stored dtype. With `trust_remote_code`, code in the directory may run.
 
-    Only weights in the dtype of the first stored float weight can be mapped. Weights in another dtype are read into
-    memory and cast to `dtype`; None: to the dtype of the first weight.
+    Weights in the dtype of the first stored float weight are mapped and keep this dtype, whatever `dtype` is. Weights
+    in another dtype are read into memory and cast to `dtype`, or to the dtype of the first weight if `dtype` is None.
 
-    Raises UsageError for a missing directory or a component without a folder, FileError for damaged files, custom code
-    or pickle weights, MisfitError for missing or misshapen weights.
+    Raises UsageError for a missing directory or a component without a folder, FileError for damaged files, pickle
+    weights, or custom code unless `trust_remote_code`, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -140,8 +140,8 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Reads some tensors of `module` again from the files in `folder`, and casts them to `dtype`: those that have the
-    dtype `stored` only because loading cast them to it."""
+    """Corrects the tensors of `module` that loading cast to the dtype `stored` although their file in `folder` has
+    another dtype: reads them again and casts them to `dtype`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:
@@ -207,8 +207,8 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """Returns the class of a component if it is a model class of transformers, of diffusers, or of a module of one of
-    its pipelines.
+    """Returns the class of a component if it is a model class of transformers or diffusers, or one that a package of a
+    diffusers pipeline defines.
 
     Returns None for any other component, such as a tokenizer.
     """
@@ -282,12 +282,13 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         raise MisfitError(f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.")
     if info["mismatched_keys"]:
         key = sorted(str(k[0] if isinstance(k, (tuple, list)) else k) for k in info["mismatched_keys"])[0]
-        raise MisfitError(f"{folder}: {key} has another shape than the model. Check config.json.")
+        raise MisfitError(f"{folder}: {key} has another shape than in the model. Check config.json.")
     surplus = sorted(info["unexpected_keys"])
     if surplus and strict:
-        raise MisfitError(f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Check the files.")
+        fact = f"has {len(surplus)} weights that the model lacks ({', '.join(surplus[:5])})"
+        raise MisfitError(f"{folder}: {fact}. Check the files.")
     if surplus:
-        log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
+        log.warning("%s: ignores %d weights that the model lacks (%s).", folder, len(surplus), ", ".join(surplus[:5]))
     return module.eval()
 
 

@@ -31,10 +31,11 @@ def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) 
 
 
 def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
-    """Returns a dict from a limit in tokens to the name of a tokenizer that cuts texts at this limit, and the
-    tokenizer. If several tokenizers of `pipe` have one limit, the first stands for all.
+    """Returns a dict from a limit in tokens to a pair: the name of a tokenizer that cuts texts at this limit, and the
+    tokenizer itself. If several tokenizers of `pipe` have the same limit, only the first is in the dict.
 
-    Tokenizers of CLIP have a limit of their own; for others max_sequence_length in `arguments` is the limit.
+    The limit of a CLIP tokenizer is its model_max_length. For other tokenizers the limit is max_sequence_length, from
+    `arguments` or else the default of the pipeline's call.
     """
     parameter = parameters_of(pipe).get(_LENGTH)
     length = arguments.get(_LENGTH, None if parameter is None else parameter.default)

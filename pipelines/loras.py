@@ -79,8 +79,8 @@ def fuse_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 
 @contextmanager
 def _ignored_tensors() -> Iterator[list[str]]:
-    """Inside the `with` block, hides the log of diffusers and peft, and collects what it says of tensors that are
-    ignored because the model has no layer of this name."""
+    """Inside the `with` block, hides the log of diffusers and peft. Yields a list that collects the logged messages
+    about tensors that are ignored because the model has no layer of this name."""
     facts: list[str] = []
 
     class Collector(logging.Handler):

@@ -37,7 +37,8 @@ _FIXED = {
 def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
     """Returns the arguments of AllegroTransformer3DModel for `words`, the content of an OpenSoraT2V's config.json.
 
-    Raises MisfitError, which names the file `path`, for a missing field and for a value that means another model.
+    Raises MisfitError, which names the file `path`, for a missing field and for a value that is not that of
+    Open-Sora-Plan 1.2.
     """
     for name, value in _FIXED.items():
         if words.get(name, value) != value:

@@ -72,8 +72,8 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
 
 
 def frames_of(opened: Image.Image) -> int:
-    """Returns the number of frames of an open file: 1 for a still picture, and for an MPO, whose second picture is not
-    a frame of an animation."""
+    """Returns the number of frames of an open file: 1 for a still picture. Also 1 for an MPO, a JPEG file with several
+    pictures, because the further pictures are not frames of an animation."""
     return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
 
 

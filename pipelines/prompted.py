@@ -144,8 +144,8 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """Returns the name and number of each class, as the pipeline's model_index.json has them, or, if it has none,
-    `pipe.labels`.
+    """Returns the name and number of each class, as id2label in the pipeline's model_index.json has them. If id2label
+    is missing, returns those of `pipe.labels`.
 
     `pipe.labels` comes second because it keeps only the last of several classes that share a name.
     """
@@ -156,9 +156,6 @@ def _own_names(pipe: Any) -> list[tuple[str, int]]:
 
 
 def _split(labels: Iterable[tuple[Any, Any]]) -> list[tuple[str, int]]:
-    """Returns pairs of name and class number. The whole label is a name of its class, and so is each part between
-    commas: (1, "goldfish, Carassius auratus") gives three pairs.
-
-    `labels` are pairs of class number and label.
-    """
+    """Returns pairs of name and class number for `labels`, which are pairs of class number and label. The whole label
+    is a name of its class, and so is each part between commas: (1, "goldfish, Carassius auratus") gives three pairs."""
     return [(name, int(number)) for number, label in labels for name in {str(label), *str(label).split(",")}]

@@ -98,8 +98,8 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Se
 
 
 def _placed(name: str, value: Any, pipe: Any) -> Any:
-    """Returns `value`, the argument `name` of a call of `pipe`; a tensor is moved to the device of `pipe`, and cast to
-    its dtype if `name` says that it holds embeddings. A list of tensors becomes a list of moved tensors."""
+    """Returns `value`, the argument `name` of a call of `pipe`. A tensor is moved to the pipeline's device, and cast to
+    the pipeline's dtype if `name` says that it holds embeddings. A list of tensors becomes a list of such tensors."""
     if isinstance(value, list):
         return [_placed(name, item, pipe) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -136,7 +136,8 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def announced_steps(pipe: Any) -> int | None:
-    """Returns the number of steps of the current run, if `pipe` stores it as most pipelines do, or else None."""
+    """Returns the number of steps of the current run, which most pipelines store in the attribute `_num_timesteps`;
+    None for a pipeline that does not."""
     steps = vars(pipe).get("_num_timesteps")
     return steps if isinstance(steps, int) else None
 

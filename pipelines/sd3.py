@@ -11,7 +11,8 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 def groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model like SD3's.
 
-    The groups are the input layers and the output layers of each attention, and the first layer of each feed-forward.
+    Each stream of an attention gives a group of its query, key and value layers. The attention's output layers are
+    another group, and the first layer of each feed-forward is a group of its own.
     """
     groups = []
     for index, block in enumerate(model.transformer_blocks):

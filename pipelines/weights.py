@@ -44,7 +44,8 @@ def weights_of(folder: Path) -> Weights:
     if variant is not None and len(variants) > 1:
         names = sorted(map(str, variants))
         fact = f"holds the variants {', '.join(names)} of the weights, and no weights without a variant"
-        remedy = f"from_pretrained(..., variant='{names[0]}') and save_pretrained of diffusers make a directory of one"
+        make = f"from_pretrained(..., variant='{names[0]}') and save_pretrained of diffusers"
+        remedy = f"Make a directory with one variant by {make}"
         raise UsageError(f"{folder}: {fact}. {remedy}.")
     # where a folder has both an index and a single file, diffusers loads the index, transformers the file
     if variant in index and (of_diffusers or variant not in single):
@@ -87,7 +88,7 @@ def check_weights(folder: Path) -> None:
     """
     files = weights_of(folder).files
     if not files and not any(folder.glob("*.safetensors")) and any(f.suffix in _PICKLES for f in folder.iterdir()):
-        raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")
+        raise FileError(f"{folder}: no safetensors weights, and pickle is not loaded. Convert the weights first.")
     count_tensors(files)
 
 

@@ -94,8 +94,8 @@ def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
 def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Yields the numbered prompts of a table after checking each text, since escapes may hide control characters.
 
-    `word`, line or entry, says in messages what the numbers count. Raises FileError for a text that is too long or has
-    control characters.
+    `word` says in messages what the numbers count: "line" or "entry". Raises FileError for a text that is too long or
+    has control characters.
     """
     for number, text in prompts:
         _check_text(path, f"{word} {number}", text)

@@ -58,9 +58,11 @@ def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) ->
 
 
 def _tabbed(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """Returns the rows of a .tsv file, each as the number of its first line and its cells.
+    """Returns the rows of a .tsv file, each as the number of its first line and its cells. `lines` are the numbered
+    lines of the file.
 
-    Decides whether quotes enclose cells or are part of the text. `lines` are the numbered lines of the file.
+    Quotes are part of the text if the file would not be valid CSV with quotes that enclose cells, or if such quotes
+    would join lines although every line has the same number of cells. Otherwise quotes enclose cells.
     """
     plain = list(_rows(path, lines, "\t", csv.QUOTE_NONE))
     try:
@@ -93,8 +95,8 @@ def _rows(
 
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the number and the prompt of each of `lines`. A line holds a JSON string, or a JSON object with the prompt
-    under one key. Raises FileError for any other line.
+    """Yields the number and the prompt of each of `lines` that is not blank. A line holds a JSON string, or a JSON
+    object with the prompt under a key such as "prompt", the same in all lines. Raises FileError for any other line.
 
     Appends a note on ignored keys to `notes`.
     """
@@ -112,10 +114,10 @@ def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -
 def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
     """Yields the number, from 1, and the prompt of each entry of `text`, the content of the JSON file `path`.
 
-    Entries are strings, or objects with the prompt under one key. The file holds a list of entries, such as ["a", "b"];
-    an object whose values are entries, {"1": {"prompt": "a"}}; an object of lists, {"prompt": ["a", "b"]}; or an object
-    in which one list holds entries, {"data": [{"prompt": "a"}]}. Raises FileError for anything else. Appends a note on
-    ignored keys to `notes`.
+    Entries are strings, or objects with the prompt under a key such as "prompt". The file holds a list of entries, such
+    as ["a", "b"]; an object whose values are entries, {"1": {"prompt": "a"}}; an object of lists, {"prompt": ["a",
+    "b"]}; or an object in which one list holds entries, {"data": [{"prompt": "a"}]}. Raises FileError for anything
+    else. Appends a note on ignored keys to `notes`.
     """
     try:
         document = json.loads(text)
@@ -188,4 +190,5 @@ def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
             if others := [name for name in names if _kind(name) and name != chosen[0]]:
                 notes.append(f"{path}: {chosen[0]!r} holds the prompts; {', '.join(map(repr, others))} is not read.")
             return chosen[0]
-    raise FileError(f"{path}: no column of prompts among {known}. Name it prompt in the file, or write {LINES}.")
+    remedy = f"Name the column prompt, or write {LINES}"
+    raise FileError(f"{path}: no column of prompts among {known}. {remedy}.")

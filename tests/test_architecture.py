@@ -28,7 +28,7 @@ ALLOWED = {
 
 # The parts of octavo/calibrate. A part may import those of the lines above its own.
 ORDER = (
-    {"errors", "byte_sizes", "resources", "report_file", "torch_state"},
+    {"errors", "byte_sizes", "resources", "report_file", "torch_state", "native"},
     {"layers"},
     {"given_model"},
     {"replay", "plan", "runtime"},

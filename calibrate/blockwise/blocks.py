@@ -7,9 +7,10 @@ between blocks run as in the whole model. A sweep over the blocks reads each wei
 there are.
 
 A stage reads from disk only the outputs that its block needs, mostly those of the block before. `rehearse` finds these
-by one run for each block: the stub of this block returns NaN, all other stubs return zeros, and the blocks that receive
-NaN need this block's outputs. Outputs that no later stage needs are deleted, and the stubs of their blocks return NaN.
-If a block receives NaN all the same, MisfitError is raised, so that a wrong rehearsal cannot lead to wrong numbers.
+outputs. It runs the model once for each block X: the stub of X returns NaN, all other stubs return zeros, and the
+blocks that receive NaN need the outputs of X. Outputs that no later stage needs are deleted; the stubs of their blocks
+return NaN. A block that receives NaN in its own stage raises MisfitError, so no mistake of `rehearse` can give wrong
+numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,8 +43,7 @@ def do_nothing(name: str) -> None:
 
 
 def every_position(position: int) -> bool:
-    """Returns True: the default of the argument `wanted` of `sweep`, which keeps block outputs for the call at every
-    position."""
+    """Returns True: the default of `wanted` in `sweep`, which keeps the block outputs of every call."""
     return True
 
 
@@ -62,14 +62,13 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what `answer` returns. If `answer` raises Stopped, as for a block after the one in memory, the
-        model's forward ends."""
+        """Returns what `answer` returns. If `answer` raises Stopped, as for a later block, the model's forward ends."""
         return self._answer([args, kwargs])
 
 
 class BlockOutputs:
-    """The outputs of each block for each call, as `Blocks.sweep` stores them. A block that runs several times in a row
-    in a call has an output for each run."""
+    """The outputs of each block for each call, as `Blocks.sweep` stores them. `outputs[block][position]` lists the
+    outputs of `block` for the call at `position`: several if the block runs several times in a row in this call."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
@@ -109,9 +108,9 @@ class Blocks:
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs, by running some
-        of `calls`: the first one of each kind. Calls that differ only in tensors and numbers are of one kind; calls
-        with different lists of layers to skip are not."""
+        """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs. Runs only the
+        first call of each kind. Calls are of one kind if they differ only in tensors and in arguments that are numbers,
+        and not, for example, in a list of layers to skip."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -128,10 +127,10 @@ class Blocks:
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
         """Runs `call`, with each block's weights in memory while the block runs. Returns a dict from block name to the
-        block's outputs, one for each run, in the order of the blocks. In the outputs a SpilledTensor stands for each
-        tensor; its file is deleted, so only its shape and dtype remain. `keep`: stores the output for `check_end`.
+        list of the block's outputs, one for each run, in the order of the blocks. A SpilledTensor stands for each
+        tensor; its file is deleted, and only shape and dtype remain. `keep`: stores the model's output for `check_end`.
 
-        Raises MisfitError if the output does not follow from the blocks' outputs, as if a block changes an input.
+        Raises MisfitError if the model's output depends on more than those outputs, as when a block changes an input.
         """
         shapes: dict[str, list[Any]] = {}
         running: list[str] = []
@@ -191,8 +190,8 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError unless the model, with stubs for all its blocks, gives the same output for the first call
-        as it gave with its blocks in `rehearse`."""
+        """Call this inside `ended`. Raises MisfitError unless the model, with a stub in place of each block, gives the
+        same output for the first call as it gave with its blocks in `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
@@ -229,8 +228,8 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls that the running `sweep` or `ended` was given, one by one. The caller may run the model on
-        the call that was yielded last, and on no other."""
+        """Yields, one by one, the calls that were passed to `sweep` or `ended`, whichever is running. The caller may
+        run the model only on the call that was yielded last."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -247,8 +246,9 @@ class Blocks:
         change the block, such as to install integer layers. Later blocks receive the outputs that the block had before
         this change.
 
-        Outputs are stored for the calls that `visit` ran, and then for calls at further positions (from 0): those for
-        which `wanted` returns True. Later visits may run only calls with stored outputs.
+        The block's outputs are stored for each call that `visit` ran. After `visit`, the block also runs on each other
+        call for which `wanted(position)` is True, where positions count from 0, and these outputs are stored too. Later
+        visits may run only calls with stored outputs.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -294,8 +294,8 @@ class Blocks:
 
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
-        """Puts the block `name`, with its weights in memory, into the model inside the `with` statement, in place of
-        its stub. When the model runs on a call there for the first time, the block's outputs are written to `file`."""
+        """Inside the `with` statement, puts the block `name`, with its weights in memory, into the model in place of
+        its stub. The first time that the model runs on a call, the block's outputs are written to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -359,8 +359,9 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes, and
-    values that differ by rounding only: a relative error (norm of each tensor) of at most 0.1 % (_TOLERANCE)."""
+    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes and
+    differ by rounding only: the norm of each difference is at most 0.1 % (_TOLERANCE) of the norm of the tensor, or 8
+    times the machine epsilon of the tensor's dtype, if this is more (0.8 % in float16, 6 % in bfloat16)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)
@@ -382,8 +383,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns `ran`, an order of block names, with the names that it lacks inserted: the block names of `names`. Each
-    is put directly behind the nearest name before it in `names` that is in the order already."""
+    """Returns `ran`, an order of block names, extended by the names that only `names` has. Each of these is inserted
+    directly behind the name that precedes it in `names`, or at the start if it is the first of `names`."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

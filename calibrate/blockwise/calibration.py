@@ -3,11 +3,11 @@
 
 Smoothing, ranges and weight rounding look at one layer, or at layers that share an input, so one block is enough for
 them. Each block is calibrated as in `calibration.calibrate`, on calls of the whole model in which only this block has
-its weights in memory (blocks.py). There are two sweeps, which go through the blocks one after the other: the first
+its weights in memory (blocks.py). All blocks are visited twice, one after the other, in two sweeps: the first sweep
 makes float blocks into integer blocks; the second runs the measured calls through the integer blocks.
 
-Differences from `calibrate`: where layers of several blocks should share smoothing factors, each block has its own
-factors, and a warning says so; there is no learning curve; afterwards the model contains the integer layers, whose
+Differences from `calibrate`: if a smoothing group has layers in several blocks, the layers of each block get factors of
+their own, and a warning says so; there is no learning curve; afterwards the model contains the integer layers, whose
 tensors are in files in `directory`.
 """
 
@@ -51,9 +51,9 @@ _AT_WORK = 2  # memory to calibrate a block, in multiples of its bytes: float we
 
 
 class _BlockGroup(NamedTuple):
-    """A smoothing group (layers that share smoothing factors), limited to the layers of one block. `folds`, the layers
-    that factors are folded into, is empty if the group has layers in other blocks. Factors are folded after all blocks
-    are calibrated."""
+    """The layers of a smoothing group (layers that share smoothing factors) that are in one block. `folds`: the sources
+    of the layers' input, into which the factors can be folded. `folds` is empty if the group has layers in other blocks
+    too: each block then has its own factors, so they cannot be folded."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...]
@@ -89,7 +89,7 @@ class BlockwiseCalibration:
         if not self._names:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
         if settings.budget is not None or settings.fallback:
-            raise UsageError("--memory: --budget needs the whole model in memory. Remove one of the two.")
+            raise UsageError("--memory: --budget needs the whole model in memory. Remove --memory or --budget.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(directory, device or torch.device("cpu"), cast)
@@ -202,9 +202,9 @@ class BlockwiseCalibration:
         return exact
 
     def _calibrate_layers(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
-        """Calibrates the layers `names` and returns a dict from name to integer layer. Updates `self._plan`, and what
-        the report shows of these layers: choices, ranges, signal and noise. `label` is shown in front of the
-        progress."""
+        """Calibrates the layers `names` and returns a dict from name to integer layer. In `self._plan`, the entries of
+        layers that cannot become integers change to float. Stores what the report shows of the layers: choices, ranges,
+        signal and noise. `label` is shown in front of the progress."""
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
@@ -240,8 +240,8 @@ class BlockwiseCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes remain, while calls run, for the sums of products of inputs that the rounding method
-        needs: the memory limit, minus the memory in use now, minus what rounding the widest layer takes afterwards."""
+        """Returns how many bytes the rounding method may use, while calls run, for its sums of products of inputs: the
+        memory limit, minus the memory in use now, minus what rounding the widest layer will need after the calls."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:

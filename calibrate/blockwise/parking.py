@@ -60,8 +60,8 @@ class Parking:
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
-        """Returns `plan` with new `bytes` in each entry: the bytes of memory that the parameters and buffers of the
-        entry's layer in `model` will take after they are loaded and cast."""
+        """Returns a copy of `plan` in which `bytes`, in the entry of each layer, is the size in memory of the layer's
+        parameters and buffers in `model` after they are loaded and cast."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
@@ -92,7 +92,7 @@ class Parking:
 
     def keep(self, name: str, module: nn.Module) -> None:
         """Parks `module`, the module `name` of the model, which was changed after `fetch` loaded it: writes its new
-        tensors to a file, and maps them from that file into memory."""
+        tensors to a file, and replaces them by memory-mapped views of the file."""
         before = self._parked.pop(name)
         addresses = {slot.tensor.data_ptr() for slot in before}
         changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]

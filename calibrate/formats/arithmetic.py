@@ -26,9 +26,9 @@ class ErrorRatios(NamedTuple):
     above 1.0 is a fault.
 
     `scales` is the ratio for deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
-    its `scales` is the ratio for the error of its output in float32. `bias` is the ratio for quant_bias, which should
-    have the effect of the float bias and the zero point; 0.0 for a W8A8_DYNAMIC layer, which has no quant_bias.
-    `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
+    its `scales` is the ratio for the difference between its outputs computed in float32 and in float64. `bias` is the
+    ratio for quant_bias, which should have the effect of the float bias and the zero point; 0.0 for a W8A8_DYNAMIC
+    layer, which has no quant_bias. `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
     """
 
     scales: float
@@ -39,11 +39,18 @@ class ErrorRatios(NamedTuple):
 def error_ratios(layer: Integers) -> ErrorRatios:
     """Returns the errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause.
 
-    The device computes int8 codes q of the input (npu_quantize), and the output y[n] = (sum over k of q[k] * weight[n,
-    k] + quant_bias[n]) * deq[n] of each output channel n (npu_quant_matmul). The error of deq is its difference from
-    input scale * weight scale. The error of quant_bias is the difference between y and the output without quant_bias,
-    but with the float bias and the zero point. Both outputs are computed in float64 from the same random codes, with a
-    fixed seed, for each timestep bin. For a convolution they are computed at a single output position.
+    The device computes int8 codes q of the input (npu_quantize), and then the output of each channel n
+    (npu_quant_matmul):
+
+        y[n] = (sum over k of q[k] * weight[n, k] + quant_bias[n]) * deq[n]
+
+    The error of deq is its difference from input scale * weight scale. The error of quant_bias is the difference
+    between y[n] and the same output computed from the float bias and the zero point:
+
+        (sum over k of (q[k] - zero_point) * weight[n, k]) * deq[n] + bias[n]
+
+    Both outputs are computed in float64 for each timestep bin, from the same random codes with a fixed seed. For a
+    convolution they are computed at a single output position.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
@@ -91,11 +98,11 @@ def has_bias_correction(layer: Integers) -> bool:
 
 
 def correction_ratio(layer: Integers) -> float:
-    """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum of products that the
-    layer can have. A ratio above 1.0 is too large for a bias correction, so quant_bias is wrong.
+    """Returns the largest absolute bias correction in a layer's quant_bias, divided by the largest sum of products that
+    the layer can have. If the ratio is above 1.0, quant_bias is wrong, because no bias correction is so large.
 
-    The largest sum is 255 * 127 times the number of inputs of an output channel: a code differs from the zero point by
-    at most 255, and a weight is at most 127.
+    The largest sum is 255 * 127 times the number of inputs of an output channel: a code of the input differs from the
+    zero point by at most 255, and a code of the weight from 0 by at most 127.
     """
     return _correction(layer) / (255 * 127 * layer.rows.shape[1])
 

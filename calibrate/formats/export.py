@@ -72,8 +72,8 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
 
 
 def check_rotation(formats: Sequence[str], rotation: str) -> None:
-    """Raises UsageError if one of `formats` cannot hold layers whose inputs are rotated, and `rotation`, a value of
-    `Settings.rotation`, is not "off"."""
+    """Raises UsageError if inputs of layers may be rotated and one of `formats` cannot hold such layers. `rotation` is
+    a value of `Settings.rotation`; "off" means that no input is rotated, so nothing is raised."""
     for name in formats:
         if rotation != "off" and "Rotate" not in format_named(name).transforms:
             able = ", ".join(word for word in TABLE if "Rotate" in format_named(word).transforms)
@@ -104,8 +104,8 @@ def check_model(formats: Sequence[str], model: nn.Module, dtype: str | None = No
 
 
 def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str]) -> dict[str, str]:
-    """Returns a dict from layer name to reason: the layers among `names`, those that would become integers, which the
-    software for one of `formats` can only hold as float."""
+    """Returns a dict from layer name to reason. It has those layers of `names` that the software for one of `formats`
+    can only hold as float. `names` are the layers of `model` that would otherwise become integer layers."""
     reasons: dict[str, str] = {}
     count = -1
     while len(reasons) > count:  # a layer that stays float for one format may keep others float in another
@@ -126,16 +126,17 @@ def _check_model_and_parameters(model: nn.Module, result: Result, formats: Seque
     check_model(formats, model)
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
-        fact = "the software for it would not load the float parameters that smoothing factors were folded into"
+        fact = "its software loads no float parameters, but smoothing factors were folded into some of them"
         raise UsageError(f"format {unfit[0]}: {fact}. Calibrate with Settings(fold=False).")
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: ".", the
+    """Returns the folder that the format `name` is written into, relative to the checkpoint's directory: "." for the
     directory itself, or `name`.
 
-    A format gets a subfolder if a format before it in `formats` has files of the same names, or if the consumer of
-    either would take the other's weight files for its own.
+    A format gets a subfolder if it stands behind another format in `formats` and both cannot share a directory: because
+    both have files of the same names, or because the software that loads one of them would also load the weight files
+    of the other.
     """
     record, before = format_named(name), [format_named(other) for other in formats[: list(formats).index(name)]]
     shared = any(other.files == record.files or other.alone or record.alone for other in before)
@@ -153,8 +154,8 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises UsageError if one of `formats` cannot hold layers whose inputs become codes as `activations` says: a value
-    of `Settings.activations`, such as "dynamic"."""
+    """Raises UsageError if one of `formats` cannot hold layers of the scheme that `activations` stands for.
+    `activations` is a value of `Settings.activations`, such as "dynamic" for W8A8_DYNAMIC."""
     for name in formats:
         schemes = format_named(name).schemes
         if WORDS[ACTIVATIONS[activations]] not in schemes:

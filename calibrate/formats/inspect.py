@@ -23,25 +23,29 @@ def views(directory: Path) -> dict[str, Path]:
 
 
 def quantized_parts(pipeline: Path) -> list[Path]:
-    """Returns the subfolders of a diffusers pipeline in the directory `pipeline` that hold a quantized component which
-    diffusers itself loads (format `diffusers` or `torchao`)."""
+    """Returns the subfolders of a diffusers pipeline that hold a quantized component in a format without `Format.read`,
+    such as `diffusers` or `torchao`, which other software loads and Octavo has no reader for. `pipeline` is the
+    directory of the pipeline."""
     folders = [path for path in sorted(pipeline.iterdir()) if path.is_dir()]
     return [folder for folder in folders if any(format_named(name).read is None for name in views(folder))]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, format by format, and for each format that `octavo
-    inspect` looks for and does not find, the verdicts of its consumer on the files that are there, or else one negative
-    verdict. A directory without files of any format is checked for DEFAULT only.
+    """Returns the verdicts on the checkpoint in `directory`, first those of the checks of all formats that are found in
+    it.
 
-    A file that cannot be read gives a negative verdict, not an error.
+    Then follow the formats that `octavo inspect` looks for and does not find, except those whose consumer (the software
+    that loads the format) already has a verdict. For each, there are the verdicts on whether the consumer can load the
+    files that are there, or else one negative verdict. A directory without files of any format is checked for DEFAULT
+    only. A file that cannot be read gives a negative verdict, not an error.
     """
     directory = Path(directory)
     paths = views(directory)
     verdicts = [
         verdict for name, path in (paths or {DEFAULT: directory}).items() for verdict in format_named(name).check(path)
     ]
-    absent = [record for record in shown_formats() if record.name not in paths and paths]
+    judged = {verdict.consumer for verdict in verdicts}
+    absent = [record for record in shown_formats() if paths and not {record.name, record.consumer} & {*paths, *judged}]
     return verdicts + [verdict for record in absent for verdict in record.foreign(directory) or [_missing(record)]]
 
 
@@ -50,11 +54,11 @@ def _missing(record: Format) -> Verdict:
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Returns whether a checkpoint is sound: whether all `verdicts` are positive that come from Octavo or are about
-    software that loads one of the checkpoint's formats.
+    """Returns whether a checkpoint is sound: True if all `verdicts` of Octavo itself, and all on software that loads
+    one of the checkpoint's formats, are positive. Verdicts on other software do not count, and neither do those on the
+    subjects in a format's `optional`.
 
-    `names` are the checkpoint's formats; an empty set stands for `ascend`. Verdicts on the subjects in a format's
-    `optional` do not count.
+    `names` are the checkpoint's formats; an empty set stands for `ascend`.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

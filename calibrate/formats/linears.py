@@ -1,5 +1,5 @@
-"""Collects the tensors of a model whose integer layers are linear layers with dynamic or float inputs, for the formats
-of libraries that load such layers under names of their own."""
+"""Collects the tensors of a model with integer layers, for libraries that name the tensors of an integer layer in their
+own way. All integer layers are linear layers of the scheme W8A8_DYNAMIC or W8A16."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -24,11 +24,12 @@ def linear_tensors(
     parameters: Mapping[str, Callable[[], Tensor]],
     parts: Parts,
 ) -> dict[str, Planned]:
-    """Returns the tensors of `model` by name, where those of the integer `layers` are replaced by what `parts` returns.
+    """Returns a dict from name to tensor with the tensors of `model`. The tensors of the integer `layers` are those
+    that `parts` yields.
 
-    `parts` is called with the name of an integer layer and the layer, and yields names without the layer's and tensors.
-    `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. Raises NumbersError for a number that is not finite.
+    `parts` is called with the name of an integer layer and the layer. It yields (last part of the tensor's name,
+    tensor), such as ("weight_scale", ...). `parameters` are the float parameters with smoothing factors folded in, a
+    dict from name to a function that returns the new value. Raises NumbersError for a number that is not finite.
     """
     tensors: dict[str, Planned] = {}
     named = all_names(layers, model)
@@ -48,8 +49,9 @@ def linear_tensors(
 def check_linears(
     name_of_format: str, layers: Mapping[str, QuantizedLayer], schemes: Iterable[str], remedy: str
 ) -> None:
-    """Raises UsageError for a layer that is no linear layer, whose scheme is not one of `schemes`, or that has a bias
-    only for its bias correction. The message about a scheme ends with `remedy`, which says what to do."""
+    """Raises UsageError for a convolution, for a layer whose scheme is not one of `schemes`, and for a layer that has a
+    bias only for its bias correction. Messages name the format `name_of_format`. The message about a scheme ends with
+    `remedy`, which says what the user can do."""
     for name, layer in layers.items():
         fact = ""
         if not isinstance(layer, QuantizedLinear):
@@ -63,8 +65,8 @@ def check_linears(
 
 
 def float_parts(layer: QuantizedLayer) -> Iterator[tuple[str, Planned]]:
-    """Yields the weight, integers times scale, and the bias of a layer as float tensors in the layer's dtype, for
-    software that can hold the layer as float only."""
+    """Yields ("weight", tensor) and, if the layer has a bias, ("bias", tensor), both in the layer's float dtype. The
+    weight is codes times scale. Used for layers that software can only hold as float."""
     yield "weight", Planned(layer.dtype, tuple(layer.weight.shape), partial(_dequantized, layer))
     if layer.bias is not None:
         yield "bias", Planned.of(layer.bias)

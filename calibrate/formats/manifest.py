@@ -2,7 +2,7 @@
 of the float model, and the version of Octavo.
 
 A manifest lies beside the files, and holds its own SHA-256, as the manifests of a capture do. Its name is
-octavo*.manifest, because no software that loads a checkpoint opens a file of this name:
+octavo*.manifest. No software that loads a checkpoint opens a file of this name, because each opens other names only:
 
 - MindIE-SD opens the description that it is given, and the weights named after it.
 - SGLang opens the first file whose name begins with quant_model_description.
@@ -62,14 +62,16 @@ class Manifest(NamedTuple):
 
     @property
     def covers_directory(self) -> bool:
-        """True if the manifest is named octavo.manifest. Such a manifest is for its whole directory, so a file that it
-        does not list is out of place."""
+        """True if the manifest is for all files of its directory, so that a file that it does not list is out of place.
+        Such a manifest is called octavo.manifest. A manifest with another name is for one export, beside which other
+        files may lie."""
         return self.path.name == MANIFEST
 
 
 class Verified(NamedTuple):
-    """The result of comparing the files of a directory with its manifests: the `manifests`, and in `extra` the names of
-    files that no manifest lists. `extra` is empty unless one of the manifests is for the whole directory."""
+    """The result of comparing the files of a directory with its manifests: `manifests` are the manifests, `extra` the
+    names of files that no manifest lists. `extra` is empty if no manifest is called octavo.manifest: a manifest with
+    another name is for one export, beside which other files may lie."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -175,8 +177,11 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
     """Yields the names of files and folders that none of `manifests` lists. Looks in `directory` and in those of its
-    folders that hold a listed file. Leaves out names that begin with a dot. Yields nothing if no manifest is for the
-    whole directory."""
+    folders that hold a listed file. Leaves out names that begin with a dot.
+
+    Yields nothing if no manifest is called octavo.manifest: a manifest with another name is for one export, beside
+    which other files may lie.
+    """
     if not any(manifest.covers_directory for manifest in manifests):
         return
     listed = {name for manifest in manifests for name in (*manifest.files, manifest.path.name)}

@@ -1,5 +1,6 @@
-"""Defines how a runtime's own model differs from the model of diffusers: which of its layers can hold integers, and how
-it calls them. Importing this module needs no torch."""
+"""Defines NativeModel, which says how the model class of a runtime (a program that runs models, such as SGLang) differs
+from the class in diffusers: which layers may be integer layers, and what the layers are called. Importing this module
+needs no torch."""
 
 import re
 from collections import defaultdict
@@ -14,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NativeModel:
-    """The layers of one model class in a runtime.
+    """The layers of one model class in a runtime, a program that runs models, such as SGLang.
 
     | field   | meaning                                                                                             |
     |---------|-----------------------------------------------------------------------------------------------------|
-    | integer | patterns of the diffusers names of the layers that the runtime can hold in integers                 |
-    | renamed | pairs of a regular expression and a replacement; the first that matches a diffusers name of a layer |
-    |         | gives the runtime's name of it. Layers that get the same name are one layer in the runtime          |
+    | integer | patterns with * that match the diffusers names of the layers that may be integer layers             |
+    | renamed | (regular expression, replacement) pairs, from the diffusers name of a layer to the runtime's name;  |
+    |         | only the first that matches is applied. Layers that get the same name are one layer in the runtime  |
     """
 
     integer: tuple[str, ...]
@@ -35,13 +36,13 @@ class NativeModel:
         return layer
 
     def holds(self, layer: str) -> bool:
-        """Returns whether the runtime can hold the layer that diffusers calls `layer` in integers."""
+        """Returns whether the runtime can load the layer that diffusers calls `layer` as an integer layer."""
         return any(fnmatchcase(layer, pattern) for pattern in self.integer)
 
     def joined(self, layers: Iterable[str]) -> dict[str, list[str]]:
-        """Returns a dict from the runtime's name of a layer to the names in diffusers of the layers that it consists
-        of. `layers` are all linear layers, by their names in diffusers; layers that the runtime keeps float are left
-        out."""
+        """Returns a dict from the runtime's name of a layer to the diffusers names of the layers that the runtime joins
+        to it, such as query, key and value. A layer that is not joined has a list of one name. `layers` are the
+        diffusers names of all linear layers; layers that the runtime can only hold as float are left out."""
         groups: dict[str, list[str]] = defaultdict(list)
         for layer in layers:
             if self.holds(layer):
@@ -49,8 +50,9 @@ class NativeModel:
         return dict(groups)
 
     def written(self, integers: Collection[str], layers: Iterable[str]) -> set[str]:
-        """Returns those of the layers `integers` that can be integers in the runtime: the runtime can hold them, and
-        all layers that it joins with them are integers too. `layers` are all linear layers of the model."""
+        """Returns the names of the layers that become integer layers in the runtime. They are those of `integers` that
+        the runtime can load as integer layers, except a layer that the runtime joins with a float layer. `layers` are
+        the diffusers names of all linear layers of the model."""
         return {
             name for group in self.joined(layers).values() if all(member in integers for member in group)
             for name in group
@@ -58,7 +60,8 @@ class NativeModel:
 
 
 def linears_in(model: "nn.Module") -> list[str]:
-    """Returns the names of all linear layers of `model`, float or integer. A layer in several places has several."""
+    """Returns the names of all linear layers of `model`, float or integer. A layer that is used in several places is
+    listed under each of its names."""
     from torch import nn
 
     from ..layers.modules import QuantizedLinear
@@ -68,7 +71,7 @@ def linears_in(model: "nn.Module") -> list[str]:
 
 
 def not_linear(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns those of the layers `names` of `model` that are no linear layers but convolutions."""
+    """Returns those of `names`, names of layers of `model`, that belong to convolutions and not to linear layers."""
     return set(names) - set(linears_in(model))
 
 
@@ -78,9 +81,11 @@ def patterns(prefix: str, leaves: Sequence[str]) -> tuple[str, ...]:
 
 
 def reason_against(model: str, known: Mapping[str, NativeModel], unthreaded: Mapping[str, str], runtime: str) -> str:
-    """Returns why `runtime` cannot load integers for the model class `model`, with advice; "" if it can.
+    """Returns the reason why `runtime` cannot load integer layers of the model class `model`, and what the user can do;
+    "" if it can load them.
 
-    `known` has the model classes whose layers are known; `unthreaded` has a reason for others.
+    `known` has the model classes for which it can. `unthreaded` is a dict from the name of another model class to the
+    reason; without an entry, the reason is that Octavo does not know the layers.
     """
     if model in known:
         return ""

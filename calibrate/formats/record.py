@@ -1,7 +1,7 @@
 """Defines the class Format, whose objects hold what export, inspect, compare and generate need to know about a format.
 
-Importing this module, and making a Format, needs no torch: a Format names schemes, dtypes and transforms by words, and
-functions that write or load import what they need.
+Importing this module, and making a Format, needs no torch. A Format has the names of schemes, dtypes and transforms as
+text. Its functions import torch only when they are called, if at all.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -120,23 +120,23 @@ class Format:
     | files       | regular expression of the format's file names                                                      |
     | writer      | function that writes the files                                                                     |
     | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
-    | elements    | dtypes that codes may have, such as int8                                                           |
-    | transforms  | transforms that inputs may go through before they become codes: types in layers.transforms         |
+    | elements    | dtypes that codes may have, such as torch.int8, as text                                            |
+    | transforms  | names of the classes in layers.transforms that inputs may go through before they become codes      |
     | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
     | extra       | name of Octavo's extra that installs `packages`                                                    |
     | consumer    | name of the software that loads the format, as verdicts call it                                    |
     | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
     | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
-    | foreign     | function from the directory of a checkpoint in other formats to verdicts on whether the consumer   |
-    |             | can load that; these verdicts never make a checkpoint unsound                                      |
+    | foreign     | function from the directory of a checkpoint that is not in this format to verdicts on whether the  |
+    |             | consumer can load it nevertheless; these verdicts never make a checkpoint unsound                  |
     | optional    | subjects of verdicts that may be negative although the checkpoint is sound                         |
     | describe    | function from the path that `find` returns to a short description; raises FileError                |
     | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
     | refusal     | function from the class name and the configuration of a denoiser to the reason why the format      |
     |             | cannot hold it, and what the user can do; None if it can                                           |
-    | kept_float  | function from a denoiser and the names of the layers to become integers to those of them           |
-    |             | that the consumer can only hold as float                                                           |
-    | dtypes      | dtypes in which the consumer runs a denoiser, such as bfloat16; empty: any            |
+    | kept_float  | function that takes a denoiser and the names of the layers that would become integer layers, and   |
+    |             | returns the names of those that have to stay float for the consumer                                |
+    | dtypes      | dtypes in which the consumer runs a denoiser, such as "bfloat16"; empty if it runs any             |
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
     | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |

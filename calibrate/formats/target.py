@@ -61,8 +61,8 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Returns whether a folder holds an export and nothing else, as each folder does in a checkpoint of several
-    denoisers."""
+    """Returns whether a folder holds an export and nothing else: a file report.json, and only files and folders with
+    names that an export writes."""
     return (folder / "report.json").is_file() and all(is_export_name(path.name) for path in folder.iterdir())
 
 

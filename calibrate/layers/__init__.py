@@ -1,2 +1,2 @@
 """Integer layers: the quantization formula; the weight codes, scales, deq and quant_bias of a layer; and modules that
-compute from them exactly what the device computes."""
+compute from these numbers exactly what an Ascend device computes."""

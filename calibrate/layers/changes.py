@@ -1,8 +1,9 @@
-"""Finds what a layer does besides its class's computation: hooks, a replaced forward, a weight that is computed.
+"""Finds what a layer does besides the computation of its class: it has hooks, its forward was replaced, or its weight
+is computed (as with a parametrization).
 
-An integer layer in its place would do none of this, so such a layer stays float. Two kinds of hooks are no obstacle.
-Hooks of the backward pass and of state dicts do not change the output. Hooks of the modules that contain the layer run
-as before, because these modules are not replaced.
+An integer layer that replaces such a layer would not do these things, so the layer stays float. Two kinds of hooks are
+no obstacle. Hooks of the backward pass and of state dicts do not change the output. Hooks of the modules that contain
+the layer run as before, because these modules are not replaced.
 """
 
 from typing import Any
@@ -45,15 +46,15 @@ def _name(hook: Any) -> str:
 
 
 def _is_own_method(layer: nn.Module, method: str) -> bool:
-    """Returns whether the instance attribute `method` of `layer` is only the method of its class, bound to the layer.
-    Such an attribute changes nothing; accelerate sets them."""
+    """Returns whether the attribute `method` of the object `layer`, which has one, is only the method of the layer's
+    class, bound to the layer. Such an attribute, as accelerate sets it, changes nothing."""
     bound = vars(layer)[method]
     return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 
 
 def _is_patched(layer: nn.Module, method: str) -> bool:
-    """Returns whether `method` of the layer's class, nn.Linear or nn.Conv2d, was replaced: the function that is there
-    now was not defined in torch's module of the class."""
+    """Returns whether `method` of nn.Linear or nn.Conv2d, of which `layer` is an instance, was replaced: the function
+    that is there now was not defined in the Python module that defines the class."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):
             function = getattr(kind, method)

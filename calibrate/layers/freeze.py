@@ -9,7 +9,7 @@ of the input:
 static, and static for each noise level (TimestepInput):
 
     y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
-    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, which the device reads
+    deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, all that Ascend reads
     quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
 
 dynamic, one scale for each token:
@@ -44,12 +44,13 @@ def numbers_of(
     correction: Tensor | None = None,
 ) -> Numbers | str:
     """Returns the `Numbers` (codes, scales, deq, quant_bias and so on) of an integer layer with the weight `quantized`,
-    or a text with the reason why the layer has to stay float.
+    or a text with the reason why the layer has to stay float, such as an accumulator that could overflow int32.
 
-    `bias` and `dtype` are those of the float layer, and `correction` (out,) is the bias correction. For an input whose
-    ranges are known beforehand (static or by noise level) the correction becomes part of quant_bias, and the bias stays
-    that of the float layer. For other inputs the correction is added to the bias, or becomes the bias of a layer
-    without one. With a `transform` of the input, `quantized` is the weight for the transformed input.
+    `bias` and `dtype` are those of the float layer, and `correction` (out,) is the bias correction. If the ranges of
+    the input are known beforehand (static or by noise level), the correction becomes part of quant_bias, and the `bias`
+    of the result is that of the float layer. Otherwise the `bias` of the result is the float bias plus the correction,
+    or the correction alone if `bias` is None. With a `transform` of the input, `quantized` is the weight for the
+    transformed input.
     """
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
@@ -75,9 +76,10 @@ def _without_ranges(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
     """Returns the `Numbers` (codes, scales, bias) of an integer layer whose input has no ranges known beforehand
-    (dynamic or float), or a text with the reason why the layer has to stay float. `quantized` has the codes of the
-    weight, after `transform`. `bias` includes the bias correction. The weight scale is rounded to `dtype`, the dtype of
-    the float layer, because the device multiplies by it in this dtype."""
+    (dynamic or float), or a text with the reason why the layer has to stay float, such as a scale that `dtype` cannot
+    hold. `quantized` has the codes of the weight, after `transform`. `bias` includes the bias correction. The weight
+    scale is rounded to `dtype`, the dtype of the float layer, because an Ascend device multiplies by it in this dtype.
+    """
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -114,23 +116,24 @@ def _word(dtype: torch.dtype) -> str:
 
 def rounded_deq(deq: Tensor) -> Tensor:
     """Returns each number of `deq` (input scale times weight scale), rounded to the nearest float32 number whose lower
-    13 bits are zero: the device ignores these bits."""
+    13 bits are zero: an Ascend device ignores these bits."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _DEQ_BITS).to(torch.int32).view(torch.float32)
 
 
 def _deq_without_weights(bias: Tensor) -> Tensor:
-    """Returns the deq, (out,), of output channels whose weights are all zero; other channels do not use it. The sum of
-    such a channel is always 0, so its output is quant_bias * deq. To make this exactly the channel's `bias`, deq is a
-    power of two by which the bias, as float32, can be divided without a remainder."""
+    """Returns, for each output channel, the deq that it needs if all its weights are zero; (out,), like `bias`. The
+    caller uses only the numbers of such channels. The sum of products of such a channel is always 0, so its output is
+    quant_bias * deq. To make this exactly the channel's `bias`, deq is a power of two by which the bias, as float32,
+    can be divided without a remainder."""
     exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)
 
 
 def packed(deq: Tensor) -> Tensor:
-    """Returns int64 numbers with the bits of the float32 `deq` in their low half, the form in which the device's matmul
-    reads deq."""
+    """Returns int64 numbers with the bits of the float32 `deq` in the low 32 bits and zeros in the high 32 bits, the
+    form in which the matmul of an Ascend device reads deq."""
     return deq.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
 
 

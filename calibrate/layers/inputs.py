@@ -18,7 +18,8 @@ from .scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, dequantize
 
 
 class Codes(NamedTuple):
-    """Codes `q` in float32, which stand for (q - zero_point) * scale; a `zero_point` of None means 0."""
+    """Codes `q` in float32, which stand for (q - zero_point) * scale; a `zero_point` of None means 0. `scale` and
+    `zero_point` are 0-d, or have a shape that broadcasts against `q`."""
 
     q: Tensor
     scale: Tensor
@@ -26,8 +27,9 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the rule (`Scheme`) by which the weights of a layer become codes, if the input becomes codes by the rule
-    `scheme`. Both rules take codes from the same set of integers (`element`)."""
+    """Returns the rule (`Scheme`) for the weights of a layer whose input becomes codes by the rule `scheme`: symmetric,
+    with a scale for each output channel and without the lowest code. Both rules take codes from the same set of
+    integers (`element`)."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
@@ -37,12 +39,13 @@ class Input:
 
     |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
     |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
-    | word      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
+    | name      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
     | rounded   | yes         | yes                     | yes           | no          | the input becomes codes        |
     | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
     | by_level  | no          | yes                     | no            | no          | ranges depend on noise level   |
-    | by_patch  | yes         | no                      | no            | yes         | the codes of a patch do not    |
-    |           |             |                         |               |             | depend on the rest of an image |
+    | by_patch  | yes         | no                      | no            | yes         | a piece of an image can be     |
+    |           |             |                         |               |             | quantized without the rest and |
+    |           |             |                         |               |             | without a noise level          |
 
     `scheme`, a `Scheme` and not a name such as W8A8, is the rule for the input's codes; dynamic and float inputs use
     only its `element`, the set of integers. TENSORS are the names, in a layer's state dict, of the tensors that turn
@@ -58,8 +61,7 @@ class Input:
 
     @property
     def weights(self) -> Scheme:
-        """The rule (`Scheme`) by which the layer's weights become codes; they are multiplied with the codes of the
-        input."""
+        """The rule (`Scheme`) by which the layer's weight becomes codes."""
         return weights_for(self.scheme)
 
     @classmethod
@@ -92,8 +94,8 @@ class Input:
 class StaticInput(Input):
     """Quantizes all inputs with one range, whose scale and zero point are `qparams`, 0-d.
 
-    A static input made by `TimestepInput.in_bins` may have `qparams` with a leading axis, one number for each row of
-    the input.
+    A StaticInput made by `TimestepInput.in_bins` may have one range for each row of the input; scale and zero point
+    then have a first axis of rows.
     """
 
     ranged = by_patch = True

@@ -11,8 +11,8 @@ from .noise_level import attach
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:
-    """Returns a dict from the first name of each module in `model` to all names of the module. A module that is used in
-    several places has several names."""
+    """Returns a dict with a key for each module in `model`: the first of its names in the order of `named_modules`. The
+    value is the list of all its names; a module that is used in several places has several."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -23,10 +23,10 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` into `model` under `name`. A module that is used in several places is replaced only under this
     name.
 
-    nn.TransformerEncoderLayer has a fast path that reads the weights of its layers instead of running them, and would
-    take an integer weight for a float one. A forward pre-hook on one of its layers switches the fast path off, so an
-    integer layer there gets a hook that does nothing. Without the fast path, nested tensors are not accepted. So
-    nn.TransformerEncoder modules above the layer get use_nested_tensor = False, and no longer make nested tensors from
+    An integer layer inside nn.TransformerEncoderLayer also gets a forward pre-hook that does nothing. Without this hook
+    the encoder layer could take its fast path, which reads the weights of its layers instead of running them, and would
+    take an integer weight for a float one. The normal path does not accept nested tensors. So each
+    nn.TransformerEncoder around the layer gets use_nested_tensor = False, and no longer makes nested tensors from
     padded batches.
     """
     parent, _, child = name.rpartition(".")
@@ -97,7 +97,7 @@ def _detach_nothing() -> None:
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
     """Makes `model` compute with the integer `layers`, a dict from layer name to layer, inside the `with` statement,
-    and restores the float layers afterwards, also after an exception."""
+    and yields `model`. Restores the float layers afterwards, also after an exception."""
     levels = {name: layer.noise_level for name, layer in layers.items()}
     with swapped(model, all_names(layers, model)):
         detach = _share_noise_level(model, layers)
@@ -110,7 +110,7 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Returns a dict from name to integer layer that has each layer under every name that it has in `model`. A layer
-    that is used in several places has several names; in `layers` it is under the first name only."""
+    """Returns `layers`, a dict from name to integer layer, with more entries for layers that are used in several places
+    of `model`. Such a layer has several names, but `layers` only has the first of them; the result has all."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

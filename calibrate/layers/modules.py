@@ -1,4 +1,5 @@
-"""Integer layers as modules, which compute on the CPU exactly what the device computes from an exported checkpoint."""
+"""Integer layers as modules, which compute on the CPU exactly what an Ascend device computes from an exported
+checkpoint."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -157,8 +158,9 @@ class IntegerLayer(nn.Module):
         return super()._apply(moved, recurse)
 
     def _ranged(self, rows: int | None) -> RangedNumbers:
-        """Returns the range, deq and quant_bias for the denoiser's current call. If the call has a noise level for each
-        of the `rows` rows of the input, these tensors have a leading axis with an entry for each row."""
+        """Returns the range, deq and quant_bias for the denoiser's current call. `rows` is the number of rows of the
+        input; None for an input without an axis of rows. If the call has a noise level for each row, these tensors have
+        a leading axis with an entry for each row."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
@@ -171,8 +173,9 @@ class IntegerLayer(nn.Module):
         return transformed(self.transform, x, axis)
 
     def _float_weight(self, dtype: torch.dtype, outputs: slice = _ALL) -> tuple[Tensor, Tensor | None]:
-        """Returns the dequantized weight and the bias of the output channels `outputs`, in `dtype`. Converts to float32
-        before it multiplies: int8 times float32 in one operation is ten times slower."""
+        """Returns the dequantized weight and the bias (None without one) of the output channels `outputs`, in `dtype`.
+        Converts the codes to float32 before it multiplies them by the scale: int8 times float32 in one operation is ten
+        times slower."""
         weight = self.weight[outputs].detach().to(torch.float32)
         weight.mul_(self.weight_scale[outputs].view([-1] + [1] * (weight.ndim - 1)))
         return weight.to(dtype), None if self.bias is None else self.bias[outputs].to(dtype)
@@ -207,8 +210,8 @@ class QuantizedLinear(IntegerLayer):
 
 
 def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
-    """Returns `numbers`, which have a leading axis of rows, reshaped to broadcast against an input of `ndim` axes, rows
-    first and channels last. Returns `numbers` unchanged if they have no such axis."""
+    """Returns `numbers`, reshaped to broadcast against an input of `ndim` axes, rows first and channels last. If
+    `numbers` do not differ between rows (their scale is 0-d), returns them unchanged."""
     (scale, zero_point), deq, quant_bias = numbers.input.qparams, numbers.deq, numbers.quant_bias
     if scale.ndim == 0:
         return numbers
@@ -237,8 +240,8 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `convolve` takes the padded codes, whole numbers in float32, and returns the
-        int32 sums of products."""
+        """Returns the output for `input`. `convolve` takes the padded codes of the input, whole numbers in float32, and
+        returns the sums of products, int32 ([batch,] out, height, width)."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))

@@ -47,11 +47,12 @@ class NoiseLevel:
         self._levels = None
 
     def bins(self, edges: Tensor, rows: int | None) -> Tensor:
-        """Returns the index of the current call's timestep bin, among the bins that `edges` separate: 0-d, or (rows,)
-        if the call has a noise level for each of the `rows` rows of a layer's input.
+        """Returns the index of the current call's timestep bin, among the bins that `edges` separate. The result is
+        0-d, or (rows,) if the call has a noise level for each of the `rows` rows of a layer's input.
 
-        If the call has several noise levels, but not as many as there are rows, the largest level applies to all rows.
-        Raises MisfitError outside a call of the denoiser, and in a call without a time argument.
+        If the call has several noise levels, but not one for each row, the largest level applies to the whole input;
+        also if `rows` is None, for an input without an axis of rows. Raises MisfitError outside a call of the denoiser,
+        and in a call without a time argument.
         """
         levels = self._levels
         if levels is None:

@@ -4,8 +4,8 @@ A CPU with VNNI sums products of int8 numbers in int32. Other CPUs sum products 
 partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces, and the sums of the
 pieces are added as int32.
 
-Convolutions are summed in float32 pieces on CPUs where torch has oneDNN. Its direct algorithm only adds products; the
-Winograd transform, which other libraries may choose, would round.
+Convolutions are summed in float32 pieces on CPUs where torch has oneDNN, and in float64 elsewhere. oneDNN's direct
+algorithm only adds products; the Winograd transform, which other libraries may choose, would round in float32.
 """
 
 from functools import cache
@@ -52,7 +52,7 @@ def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:
     """Returns the exact product, int32 (..., out), of codes `q` (..., in) and an int8 `weight` (out, in), added up from
-    float32 sums of at most _PIECE products, which are exact."""
+    float32 sums of at most 1024 products (_PIECE), which are exact."""
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)

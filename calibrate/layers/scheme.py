@@ -74,8 +74,8 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Rounds `x` in place to the nearest codes, from qmin to qmax. The values of `x` have already been divided by
-        the scale, and the zero point added."""
+        """Rounds `x` in place to the nearest codes; values outside the codes become the lowest or the highest code of
+        the rule. The values of `x` have already been divided by the scale, and the zero point added."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -151,11 +151,11 @@ def exact_scale(extent: Range, scheme: Scheme) -> float:
 
 
 def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
-    """Returns scale and zero point for the range `extent`, widened to contain zero; None where `dtype` cannot store the
-    scale. `scheme` says which codes there are and whether the range is symmetric.
+    """Returns scale and zero point for the range `extent`, widened to contain zero. `scheme` says which codes there are
+    and whether the range is symmetric.
 
-    The scale is a value of `dtype`. The range 0.0 to 0.0 has scale 1. Raises ValueError for a range with ends that are
-    not finite or in the wrong order.
+    The scale is a value of `dtype`. The range 0.0 to 0.0 has scale 1. Returns None if `dtype` cannot store the scale.
+    Raises ValueError for a range with ends that are not finite or in the wrong order.
     """
     if not (math.isfinite(extent.low) and math.isfinite(extent.high) and extent.low <= extent.high):
         raise ValueError(f"not a range: {extent.low} to {extent.high}")
@@ -164,9 +164,9 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns the parameters of the formula with a scale that `dtype` can store: the smallest one not below `scale`.
-    The zero point is chosen so that the codes represent values from `low` upwards. Returns None if `dtype` cannot store
-    such a scale.
+    """Returns scale and zero point. The scale is the smallest one not below `scale` that `dtype` can store. The zero
+    point is 0 for a symmetric `scheme`, otherwise the one with which the lowest code stands for about `low`. Returns
+    None if `dtype` cannot store such a scale.
 
     For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
     codes as dividing by it.

@@ -1,5 +1,5 @@
-"""Defines the names of the schemes of integer layers, as msModelSlim has them, and the sizes of rotations. Importing
-this module needs no torch."""
+"""Defines the names of the schemes of integer layers, which are those of Huawei's quantization tool msModelSlim, and
+the sizes of rotations. Importing this module needs no torch."""
 
 STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY = "W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16"
 SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # in the order in which the files of a checkpoint are looked for

@@ -53,8 +53,9 @@ def round_to_nearest(
 
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
-    """Returns the scale of each output channel of `weight`, (out,) float32, at which its largest absolute value becomes
-    the largest code of `scheme`; None where a channel is so small that float32 has no scale for it."""
+    """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
+    value becomes the largest code of `scheme`. Returns None if any channel is so small that float32 has no scale for
+    it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / scheme.qmax).to(torch.float32)

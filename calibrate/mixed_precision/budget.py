@@ -2,10 +2,10 @@
 
 | text      | limit                                                                                            |
 |-----------|--------------------------------------------------------------------------------------------------|
-| 5MiB      | bytes of all layers in the plan together; B, KB, MB, GB or KiB, MiB, GiB                         |
+| 5MiB      | bytes of all layers in the plan together. Units: B, KB, MB, GB, KiB, MiB, GiB                    |
 | 40%       | the same bytes, as a share of the bytes that these layers have as float layers                   |
-| 0.7x      | estimated time of these layers, as a share of that of the float layers: the number of            |
-|           | multiply-accumulates times an estimate for the layer's scheme (the table TIME)                   |
+| 0.7x      | estimated time of these layers, as a share of their estimated time as float layers. The time of  |
+|           | a layer is its number of multiply-accumulates times a factor for its scheme (the table TIME)     |
 | 40%,0.7x  | both                                                                                             |
 """
 
@@ -69,10 +69,10 @@ class Search:
     """Holds the schemes to choose from, and the number of pipeline runs that the search may use.
 
     `inputs`: the schemes, as subclasses of Input; a layer may also stay float. `runs`: the most runs for measuring the
-    error of each scheme; where a run for each layer would be too many, several layers of a transformer block, or all of
-    them, are measured together as a group. `refining`: the most runs for trying exchanges, in which one or two groups
-    change their scheme; exchanges are tried if the measured error of the mixture is more than 1.5 times the sum of its
-    groups' errors.
+    error of each scheme. If measuring each layer alone would take more than `runs`, layers of a transformer block are
+    measured together as a group: those of one submodule, or all of them. `refining`: the most runs for trying
+    exchanges, in which one or two groups change their scheme. Exchanges are tried if the measured error of the whole
+    choice is more than 1.5 times the sum of the errors that were measured for single groups.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)

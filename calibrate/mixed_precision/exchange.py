@@ -46,8 +46,8 @@ def refine(
 
 
 def _exchanges(groups: Groups, chosen: Chosen, limit: Cost) -> Iterator[Chosen]:
-    """Yields choices that differ from `chosen` in the options of one or two groups and keep `limit`, in ascending order
-    of the sum of the groups' errors."""
+    """Yields choices that differ from `chosen` in the options of one or two groups and cost at most `limit`, in
+    ascending order of the sum of the groups' errors."""
     cost_so_far = cost_of_choice(groups, chosen)
     steps = []
     for index, options in enumerate(groups):

@@ -1,12 +1,14 @@
 """Chooses one option (a scheme, or float) for each group of layers so that the sum of errors is least under a limit:
 the multiple-choice knapsack problem.
 
-Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). Costs
-are counted in whole cells: the difference between the cheapest and the most expensive choice is divided into at most
-CELLS cells. What an option costs more than the cheapest option of its group is rounded up to whole cells, so the limit
-is kept in spite of the rounding. If bytes and time are both limited, price * time is added to the errors (a Lagrange
-multiplier), and the lowest price is searched at which the choice keeps both limits. What remains of the limits is spent
-greedily, on the option that lowers the error most, then on the next.
+Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). A
+choice is one option for each group. Costs are counted in whole cells: the difference between the costs of the cheapest
+and the most expensive choice is divided into at most CELLS cells. What an option costs more than the cheapest option of
+its group is rounded up to whole cells, so the limit is kept in spite of the rounding.
+
+If bytes and time are both limited, price * time is added to the errors, where the price is a Lagrange multiplier: a
+number that is searched for, the lowest with which the choice keeps both limits. What remains of the limits is then
+spent greedily, each time on the option that lowers the error most.
 """
 
 from collections.abc import Callable, Sequence
@@ -75,9 +77,10 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """For a price of time, `priced(price)` returns the choice with the least sum of errors + price * time. Returns this
-    choice for the lowest price at which it keeps both limits, of bytes and time; None if there is none. `groups` has
-    the options of each group of layers."""
+    """Returns the choice for the lowest price of time at which the choice keeps both limits, of bytes and time; None if
+    there is no such price. `priced(price)` returns the choice with the least sum of errors + price * time. If the price
+    is above 0, what remains of the limits is spent too (`_spend_rest`). `groups` has the options of each group of
+    layers."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice

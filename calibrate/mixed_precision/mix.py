@@ -112,7 +112,7 @@ def _select(
 
     first = run(chosen)
     if not first < float("inf"):
-        fact = "the final latents of the pipeline are not finite with the schemes that it allows"
+        fact = "the final latents of the pipeline are not finite with the schemes that this budget allows"
         raise NumbersError(f"budget '{budget.text}': {fact}. Give a larger budget.")
     if first <= _ADDING * estimated_error(options, chosen):
         return _Selection(tuple(chosen), first, first, 0)
@@ -206,7 +206,7 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
     if not smallest.within(limit):
         raise _infeasible(budget, smallest, whole)
     if whole.within(limit):
-        fact = f"all layers keep this budget even as floats ({size(whole.bytes)})"
+        fact = f"this budget is large enough for all layers in float ({size(whole.bytes)})"
         raise UsageError(f"budget '{budget.text}': {fact}. Give a smaller budget.")
     return limit
 

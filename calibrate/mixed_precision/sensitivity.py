@@ -85,7 +85,7 @@ class Runs:
             self._exact = self._latents()
         if not self._exact or not all(bool(latents.isfinite().all()) for latents in self._exact):
             raise NumbersError(
-                "the float pipeline's final latents have NaN or Inf. Load it in another dtype (--dtype)."
+                "the float pipeline's final latents have NaN or Inf. Load the pipeline in another dtype (--dtype)."
             )
         if not any(self.macs.values()):
             raise MisfitError(
@@ -131,9 +131,8 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together: at most `most` groups, or as many as
-    there are blocks and layers outside blocks, if these are more than `most`. `blocks` are the names of the model's
-    blocks.
+    """Divides the layers `names` into groups that change their scheme together. There are at most `most` groups, unless
+    the model has more blocks and layers outside blocks than that. `blocks` are the names of the model's blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
     such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group. Each layer
@@ -182,10 +181,10 @@ def measure_groups(
     runs: Runs,
     work: Work,
 ) -> list[LayerGroup]:
-    """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
-    the pipeline for each group and scheme. For each group, leaves out schemes that give latents that are not finite.
-    `kinds` are the schemes, `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs`
-    runs the pipeline.
+    """Runs the pipeline once for each group of layers and each scheme, with all other layers float. Returns the groups
+    with the error of the final latents and the cost of the group for each scheme; leaves out a scheme of a group if it
+    gives latents that are not finite. `kinds` are the schemes, `before` has the cost of each layer as float.
+    `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runtime.kernels import library
+from ..native.kernels import library
 
 _SPLIT = 26  # bits of the low half of a float64 mantissa; the two halves are summed separately
 _BATCH = 1 << 24  # numbers summed together: 2**24 half mantissas, each below 2**27, have an exact sum in float64
@@ -24,8 +24,8 @@ class ExactSum:
         self._units: Counter[int] = Counter()
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds every number of `values`, a 1-d array of finite numbers. Where there are compiled kernels, they sum
-        float64 numbers; numpy sums the others."""
+        """Adds every number of `values`, a 1-d array of finite numbers. The compiled kernels, where there are any, sum
+        float64 numbers; numpy sums float32 numbers, and all numbers without kernels."""
         kernels = library() if values.dtype == np.float64 else None
         if kernels is not None:
             for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():

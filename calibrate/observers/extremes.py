@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..layers.scheme import Range
 from ..layers.transforms import Transform, transformed
-from ..runtime.kernels import kernels_for
+from ..native.kernels import kernels_for
 
 
 class ChannelReading(NamedTuple):
@@ -76,8 +76,8 @@ class Channels:
 
     def range(self, transform: Transform | None = None) -> Range:
         """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
-        None. Because only the extremes of each channel are known, `transform` must change every channel by an
-        increasing function of its own values, as smoothing does. Raises ValueError if no tensor was added."""
+        None. Because only the extremes of each channel are known, `transform` must apply an increasing function to each
+        channel separately, as smoothing does. Raises ValueError if no tensor was added."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
@@ -95,8 +95,8 @@ class Extremes(NamedTuple):
 
 
 def extremes(x: Tensor) -> Extremes:
-    """Returns the smallest and the largest value of `x`: with the compiled kernels, where there are any, and otherwise
-    with torch, which gives the same bits. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    """Returns the smallest and the largest value of `x`. The compiled kernels, where there are any, give the same bits
+    as torch. Raises ValueError if `x` is empty or contains NaN or infinities."""
     if (kernels := kernels_for(x)) and (ends := kernels.extremes(x)) is not None:
         return Extremes(*ends)
     return _torch_extremes(x)

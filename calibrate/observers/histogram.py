@@ -63,9 +63,9 @@ class Histogram:
         return self._counts[filled], ((filled - _SIDE) * width).astype(np.float64), width
 
     def percentiles(self, percentile: float) -> Range:
-        """Returns a range that leaves out at most 100 - `percentile` per cent of the values at each end: the narrowest
-        one whose ends are edges of bins. An end that lies beyond the smallest or largest value is then moved to that
-        value. Raises ValueError if the histogram has no values."""
+        """Returns the narrowest range that has edges of bins as its ends and leaves out at most 100 - `percentile` per
+        cent of the values at each end. If this range extends beyond the smallest or the largest value, it is cut there.
+        Raises ValueError if the histogram has no values."""
         counts, edges, width = self.bins()
         cut = math.floor(int(counts.sum()) * (100 - Fraction(repr(percentile))) / 100)
         low = edges[int(np.searchsorted(np.cumsum(counts), cut, side="right"))]
@@ -83,8 +83,9 @@ def _exponent(largest: float) -> int:
 
 
 def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """Returns the counts of the bins after the width of the bins was doubled `doublings` times, which joins
-    neighbours."""
+    """Returns the counts after the width of the bins was doubled `doublings` times, so that 2**doublings neighbours
+    become one bin. `counts` has all bins in ascending order, as many below zero as above. The result has the same
+    length, with zeros at both ends."""
     if doublings == 0:
         return counts
     if doublings >= _SIDE.bit_length():  # only bins -1 and 0 remain
@@ -100,11 +101,11 @@ def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
-    """Returns the range for which the codes of `scheme`, the rule that makes codes of values, represent the values in
-    `histogram` with the smallest squared error. Each value counts as the centre of its bin.
+    """Returns the range with which codes represent the values in `histogram` with the smallest squared error. `scheme`
+    is the rule by which values become codes. Each value counts as the centre of its bin.
 
-    First tries ranges in which both ends are multiplied by the same factor, then changes each end alone around the best
-    range so far. The range from the smallest to the largest value, extended to include 0, is tried too.
+    First tries the range from the smallest to the largest value, extended to include 0, and this range with both ends
+    multiplied by one factor below 1. Then changes each end of the best range so far alone.
     """
     counts, edges, width = histogram.bins()
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)

@@ -19,9 +19,9 @@ from .token_sums import BatchedMoments, TokenSums, read_tokens
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the options of observers: `sigma` is half the width of the range of `Sigma`, in standard deviations;
-    `percentile`, from 0 to 100, is for `Percentile`; `scheme` is the rule by which inputs become codes, such as
-    asymmetric int8."""
+    """Holds the options of observers: `sigma` is half the width of the range of the observer `Sigma`, in standard
+    deviations (0: from minimum to maximum). The observer `Percentile` chooses the range from percentile 100 -
+    `percentile` to `percentile`. `scheme` is the rule by which inputs become codes, such as asymmetric int8."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
@@ -50,7 +50,7 @@ class Observer(Protocol):
 
 
 class MinMax:
-    """Observes the range from the smallest to the largest value."""
+    """Chooses the range from the smallest to the largest value of all added tensors."""
 
     read = staticmethod(extremes)
 
@@ -80,8 +80,8 @@ class SigmaReading(NamedTuple):
 
 
 class Sigma:
-    """Observes the range from mean - sigma * std to mean + sigma * std of all values, cut at the smallest and the
-    largest value. A sigma of 0 gives the range from the smallest to the largest value."""
+    """Chooses the range from mean - sigma * std to mean + sigma * std of all values, where sigma is `options.sigma`,
+    cut at the smallest and the largest value. A sigma of 0 gives the range from the smallest to the largest value."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma
@@ -114,7 +114,7 @@ class Sigma:
 
 
 class Percentile:
-    """Observes the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
+    """Chooses the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
 
     read = staticmethod(Histogram.of)
 
@@ -133,8 +133,8 @@ class Percentile:
 
 
 class MSE:
-    """Observes the range with which all values are quantized with the smallest mean squared error, clipping
-    included."""
+    """Chooses the range with which the codes of all values have the smallest mean squared error. The error includes
+    that of clipped values."""
 
     read = staticmethod(Histogram.of)
 

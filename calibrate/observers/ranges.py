@@ -3,7 +3,8 @@ separately for each timestep bin.
 
 The bins are intervals of noise levels, separated by levels that are called edges. The edges are chosen so that all bins
 have about the same number of different noise levels. A level that equals an edge is in the bin above that edge. A noise
-level is the denoiser's time argument, so bins found in 28 steps also apply in 20 or 50.
+level is the denoiser's time argument, so bins that were found in a run of 28 steps also apply to runs of 20 or 50
+steps.
 
 A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
 of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
@@ -78,11 +79,11 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's input after `transform` (None: as it is).
+    """Observes one layer's input, to which `transform` is applied first (None: no transform).
 
-    There is a separate observer for each cross-validation fold of each timestep bin. `observer` is a key of OBSERVERS,
-    `options` are the options of these observers. `current` says which call is running, and `bins` to which bin and fold
-    the call belongs.
+    There is a separate observer for each cross-validation fold of each timestep bin. `observer` is the key of their
+    class in OBSERVERS, and `options` are their options. `current` says which call is running, and `bins` to which bin
+    and fold the call belongs.
     """
 
     def __init__(
@@ -131,15 +132,15 @@ def range_of(observers: Iterable[Observer]) -> Range | None:
 
 
 def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED_SHARE) -> list[Range]:
-    """Returns the range of each timestep bin for one layer's input: the bin's own range if it lowers the error on other
-    calls, else the range over all bins.
+    """Returns the range of each timestep bin for one layer's input: the bin's own range if that has a smaller error on
+    calls from which it was not computed, else the range over all bins.
 
     `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. `scheme` is the
     rule by which the input becomes codes. The error of a range is an estimated squared error: that of rounding,
     scale**2 / 12, plus that of clipping. To estimate the clipping error, each fold is judged with the range of the
     other folds: the share `share` of the fold's values is assumed to lie as far outside that range as the farthest
-    value. The mean over the folds is used. A bin has few folds, so its clipping error is taken to be at least the mean
-    over all bins. Raises ValueError if nothing was observed.
+    value. The clipping error of a bin is the mean over its folds; because these are few, it is taken to be at least the
+    mean over the folds of all bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -199,9 +200,9 @@ def observe_ranges(
     bin of `bins`.
 
     `observer` is a key of OBSERVERS, `options` are the options of the observers; `transforms` is a dict from layer name
-    to the smoothing of its input. Returns the ranges of the layers that ran, a CurrentCall with the noise levels and
-    prompt numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts. Collective: every
-    rank calls this, `ranks` share the calls, and all ranks return the same.
+    to the smoothing of its input. Returns a dict from the name of each layer that ran to its ranges, a CurrentCall with
+    the noise levels and prompt numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts.
+    Collective: every rank calls this, `ranks` share the calls, and all ranks return the same.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite; DeviceError when memory runs out.
@@ -214,8 +215,9 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is passed
-    on to `ranges_of`: the share of the values that are assumed to be clipped. Collective: every rank calls this."""
+    """Returns a dict from layer name to the ranges, one for each timestep bin, that follow from what the observers of
+    all ranks have observed so far. Layers that did not run are left out. `share` is that of `ranges_of`. Collective:
+    every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():
@@ -234,7 +236,7 @@ def input_with(
 ) -> StaticInput | TimestepInput | None:
     """Returns the rule by which the input of a layer becomes codes: a StaticInput with the only range if `edges` is
     empty, else a TimestepInput with a range for each of the bins that `edges` separate. `scheme` says which numbers are
-    codes; `dtype` stores the scales. Returns None if `dtype` cannot hold the scale of a range."""
+    codes; `dtype` stores the scales. Returns None if one or more ranges have a scale that `dtype` cannot hold."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

@@ -13,8 +13,8 @@ _MOST = 512  # most rows of a sample: above it, the rows of the smallest depth, 
 
 class SampledRows(NamedTuple):
     """Holds rows of one tensor. `source` is the position of the call, and the index of the tensor among the layer's
-    inputs in that call. `depth` says which rows a sample that is too large drops first: those of the smallest depth.
-    `level` is the noise level of the call; None where it has none."""
+    inputs in that call. `depth` decides when the rows are dropped: a sample that becomes too large drops the rows of
+    the smallest depth first. `level` is the noise level of the call; None where it has none."""
 
     source: tuple[int, int]
     depth: int

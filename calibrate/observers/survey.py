@@ -147,6 +147,6 @@ class Survey:
 
     @property
     def has_tokens(self) -> bool:
-        """True if the input has more than eight rows for each sample of the batch: then the rows are tokens. False for
-        fewer rows: then the input is a vector or a few for each sample, such as a time embedding."""
+        """True if the input has, on average, more than eight rows for each sample of a batch: the rows are then tokens.
+        Otherwise False: the input then has one or a few vectors for each sample, such as a time embedding."""
         return self.train.rows + self.held_out.rows > _FEW * self._current.samples

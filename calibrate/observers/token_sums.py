@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..runtime.kernels import kernels_for
+from ..native.kernels import kernels_for
 from .exact_sum import ExactSum
 from .extremes import Extremes, extremes
 
@@ -46,8 +46,8 @@ class RowSums(NamedTuple):
 class TokenSums:
     """The sum and the sum of squares of each row of one tensor, shared by the layers that received the tensor.
 
-    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing one row of a
-    modulation takes as long as summing a hundred rows.
+    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing a tensor of
+    one row takes as long as summing a hundred rows.
     """
 
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")
@@ -78,8 +78,8 @@ def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Cuts the rows of `x` (rows, channels) into pieces of at most _ROW values. Returns the sum and the sum of squares
-    of each piece, in one or several RowSums, in no particular order."""
+    """Cuts the rows of `x` (rows, channels) into pieces of at most _ROW values, because torch splits longer rows over
+    threads. Returns the sum and the sum of squares of each piece, in one or several RowSums, in no particular order."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 
@@ -165,7 +165,7 @@ class BatchedMoments:
         self._moments.merge(other.moments())
 
     def moments(self) -> Moments:
-        """Returns the count, the sum and the sum of squares of all added rows."""
+        """Returns the number, the sum and the sum of squares of the values in all added rows."""
         self._add_waiting()
         return self._moments
 

@@ -39,8 +39,8 @@ class Pair(NamedTuple):
 
 
 class FoldedModel(NamedTuple):
-    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why nothing was
-    folded, or ""."""
+    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why pairs that were
+    found were not folded; "" if there is nothing to warn of."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]
@@ -62,8 +62,9 @@ def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> Folde
     """Folds the model's batch norms into the convolutions before them, for eval mode.
 
     If `changing` is True, `model` itself is changed and returned; otherwise a copy. If there is nothing to fold,
-    returns `model` as it is. `call` has to run the whole model. If the model's output for `call` differs after folding,
-    nothing is folded and the result has a warning.
+    returns `model` as it is. `call` has to run every module of the model, because its run shows which operations read
+    the output of a convolution. If the model's output for `call` differs after folding, nothing is folded and the
+    result has a warning.
 
     Raises UsageError for a model that cannot be copied, MisfitError for a call that does not fit the model, and
     DeviceError when memory runs out.
@@ -92,7 +93,8 @@ def _copy(model: nn.Module) -> nn.Module:
     except (TypeError, RuntimeError, NotImplementedError) as error:
         fact = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"{type(model).__name__}: cannot be copied to fold its batch norms ({fact}). Fold the batch norms first."
+            f"{type(model).__name__}: cannot be copied to fold its batch norms ({fact}). "
+            "Fold the batch norms yourself before the calibration."
         ) from error
 
 
@@ -101,8 +103,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
     modules.
 
     A pair can be folded under three conditions. Each time the convolution runs, only the batch norm reads the
-    convolution's output, and all inputs of the batch norm are such outputs. Nothing but the convolution reads the
-    convolution's weight. Neither module has hooks.
+    convolution's output, and the batch norm has no other inputs. Nothing but the convolution reads the convolution's
+    weight. Neither module has hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
@@ -113,8 +115,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
 
 
 class _Output(NamedTuple):
-    """One output of the convolution named `conv`, as the weak reference `alive`. `readers` has an entry for each
-    operation that read the output: the name of a batch norm, or None for any other operation."""
+    """One output of the convolution named `conv`; `alive` is a weak reference to this tensor. `readers` has an entry
+    for each operation that read the output: the name of a batch norm, or None for any other operation."""
 
     conv: str
     alive: "weakref.ref[Tensor]"  # returns the output while it is alive, else None

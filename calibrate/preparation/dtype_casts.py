@@ -47,8 +47,8 @@ def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) 
 
 
 class _Int8(TorchFunctionMode):
-    """A mode in which the weights with the given ids report the dtype int8, so that a model that casts an input to the
-    dtype of such a weight casts it to int8."""
+    """A mode in which each weight whose id() is in `ids` reports the dtype int8, so that a model that casts an input to
+    the dtype of such a weight casts it to int8."""
 
     def __init__(self, ids: set[int]) -> None:
         super().__init__()

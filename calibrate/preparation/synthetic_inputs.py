@@ -34,13 +34,14 @@ _NARROW = 0.05
 def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Makes calls of `model`, each with one synthetic input tensor: at least four calls where enough inputs can be
-    made. `shape` (batch, ...) is the shape of the tensors, but their batch may be larger.
+    """Makes calls of `model`, each with one synthetic input tensor of the shape `shape` (batch, ...); the batch may be
+    larger.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that. The
-    result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most
-    `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
+    statistics. There are at least four calls, or fewer if the model needs so many operations that there is only time
+    for fewer inputs. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that.
+    The result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at
+    most `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
@@ -78,7 +79,7 @@ def _differentiable(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of any type: modules may define how they are copied
-        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() does not have"
+        fact = "making inputs needs gradients, which a model made in torch.inference_mode() does not have"
         raise UsageError(f"input_shape: {fact}. Load the model outside of torch.inference_mode().") from error
 
 
@@ -87,16 +88,17 @@ def warnings_of(model: nn.Module) -> list[str]:
     distil from."""
     if has_norms(model):
         return []
-    fact = "there are no data, and the model has no batch norms to distil inputs from"
-    return [f"calib_data: {fact}. So ranges come from uniform random numbers and fit no real inputs. Give calib_data."]
+    fact = "there are no data, and the model has no batch norms to make inputs from"
+    effect = "So ranges come from uniform random numbers and fit no real inputs"
+    return [f"calib_data: {fact}. {effect}. Give calib_data (--images)."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
     """Returns the number of batches, the number of inputs in a batch, and the number of iterations.
 
-    The batches are the largest in _BATCHES for which _BUDGET, a number of floating-point operations, allows at least
-    _LEAST iterations. A batch is never smaller than that of `shape`. The number of iterations is as large as _BUDGET
-    allows, and at least _LEAST.
+    _BATCHES lists the possible numbers of batches and of inputs in a batch, the largest first. Takes the first entry
+    for which _BUDGET, a number of floating-point operations, allows at least _LEAST iterations. But a batch has at
+    least as many inputs as the batch in `shape`. There are as many iterations as _BUDGET allows, and at least _LEAST.
     """
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
@@ -122,15 +124,13 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
             losses.clear()
             run(model, _sample(x.to(dtype)), 0)
             if not losses or not losses[0].requires_grad:
-                fact = (
-                    "inputs cannot be distilled, since the model's forward calls no batch norm, or none with gradients"
-                )
-                raise UsageError(f"input_shape: {fact}. Give calib_data.")
+                fact = "no inputs can be made, since the model's forward calls no batch norm, or none with gradients"
+                raise UsageError(f"input_shape: {fact}. Give calib_data (--images).")
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()
             schedule.step()
     if not bool(x.isfinite().all()):
-        raise NumbersError("batch norms: the inputs distilled from their statistics are not finite. Give calib_data.")
+        raise NumbersError("batch norms: inputs made from their statistics are not finite. Give calib_data (--images).")
     return x.detach().to(dtype)
 
 

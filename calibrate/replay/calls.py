@@ -25,8 +25,8 @@ class Call(Protocol):
     """The arguments of one call of a model, such as a `capture.store.layout.Call`.
 
     Optional attributes: `unit`, the number of the prompt that the call belongs to; `step`, the denoising step; `index`,
-    the number of the call among those of its prompt; `source`, which calls that are not from a capture have: the text
-    that names the call in messages.
+    the number of the call among those of its prompt; `source`, the text that names the call in messages, for calls that
+    are not from a capture.
     """
 
     @property
@@ -40,7 +40,8 @@ Calls = Callable[[], Iterable[Call]]
 
 
 class Progress(Protocol):
-    """A function that wraps an iterable and shows the progress through its items."""
+    """A function that wraps an iterable and shows the progress through its items. Its arguments are a label to show,
+    the iterable, and the number of items (None: unknown)."""
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None, /) -> Iterable[T]: ...
 
@@ -153,7 +154,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 def check_caches(model: nn.Module) -> None:
     """Raises MisfitError if a diffusers cache is on, which skips blocks so that their layers receive no data."""
     if getattr(model, "is_cache_enabled", False):
-        raise MisfitError(f"{type(model).__name__}: its cache skips some of its blocks. Call disable_cache() first.")
+        raise MisfitError(f"{type(model).__name__}: its cache skips some of its blocks. Call its disable_cache().")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:

@@ -27,8 +27,9 @@ class Descriptor(NamedTuple):
     """Describes a call by the numbers by which calls are compared.
 
     `level` is the call's noise level; None where it has none. `statistics` is a dict with an entry for each
-    floating-point tensor in the arguments: from the tensor's path to the minimum, maximum and mean square of each group
-    of neighbouring channels, (3, groups) float64. `held_out` says whether the call is held out.
+    floating-point tensor in the arguments: from the tensor's path, such as ".1.hidden_states", to the minimum, maximum
+    and mean square of each group of neighbouring channels, (3, groups) float64. `held_out` says whether the call is
+    held out.
     """
 
     level: float | None

@@ -44,8 +44,8 @@ class Snapshots:
 
 
 def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
-    """Returns the latest of `snapshots` that the learning curve can afford to measure: with `measured` calls for each
-    of them, the measurement takes at most about a tenth of the time of a replay of `count` calls. Returns [] if that
-    time is too short for one snapshot."""
+    """Returns the snapshots that the learning curve measures: the latest ones, as many as can be measured in about a
+    tenth of the time of a replay of `count` calls. To measure a snapshot takes a run of `measured` calls. Returns [] if
+    the time is too short for one snapshot."""
     limit = count // (_SHARE * measured) if measured else 0
     return sorted(snapshots)[-limit:] if limit > 0 else []

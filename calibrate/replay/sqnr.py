@@ -88,15 +88,15 @@ class Power:
 
 
 def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
-    """Returns the 95 % confidence interval, in dB, of the SQNR of all calls of which the measured ones are a sample.
-    `powers` has the signal and noise power of each measured call.
+    """Returns the 95 % confidence interval, in dB, of the SQNR over all calls; the measured calls are a sample of all
+    calls. `powers` has the signal and noise power of each measured call.
 
-    To first order, a call changes the logarithm of the ratio of both sums by its share of the signal minus its share of
-    the noise. These differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques,
-    1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives the width. The estimate
-    assumes calls drawn at random. If calls were picked evenly over noise levels, the interval is too wide; if all are
-    of one prompt, it does not show how prompts differ. Returns None for fewer than three calls, and if the signal or
-    the noise is zero.
+    To first order, a call changes the logarithm of the ratio (summed signal / summed noise) by its share of the signal
+    minus its share of the noise. These differences give the standard error (linearized ratio estimator: Cochran,
+    Sampling Techniques, 1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives
+    the width. The estimate assumes calls drawn at random. If calls were picked evenly over noise levels, the interval
+    is too wide; if all are of one prompt, it does not show how prompts differ. Returns None for fewer than three calls,
+    and if the signal or the noise is zero.
     """
     count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
     if count < 3 or not (signal > 0.0 and noise > 0.0):
@@ -110,8 +110,8 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Makes the integer layer `layer`, which belongs to no denoiser, use the noise level in `noise` inside the `with`
-    statement."""
+    """Makes the integer layer `layer` use the noise level in `noise` inside the `with` statement. This is for a layer
+    that is not part of a denoiser, so that nothing else sets its noise level."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield

@@ -32,9 +32,9 @@ class Sample(NamedTuple):
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
     """Makes a call from a sample of the user's data: a dict of keyword arguments, a list or tuple of positional
-    arguments, a pair (args, kwargs) that the forward of `model` accepts as such, or a single tensor. NumPy arrays
-    become tensors. A value that already is a call is returned unchanged. `position` is the position in the data, for
-    messages.
+    arguments, a pair of a tuple and a dict, args and kwargs, with which model.forward(*args, **kwargs) is a valid call,
+    or a single tensor. NumPy arrays become tensors. A value that already is a call is returned unchanged. `position` is
+    the position in the data, for messages.
 
     Raises FileError for a value of any other type, for a PIL picture or an array without numbers in it, and for a key
     that is not text.
@@ -119,8 +119,9 @@ class Passes:
     shuffle or augment.
 
     Up to `limit` bytes of samples are copied and kept in memory. Larger data are read again in each pass, and each
-    sample is compared with its digest from the first pass. Already when the first pass reaches the limit, it starts
-    again and compares the samples read so far, so that shuffled or augmented data are refused early.
+    sample is compared with its digest from the first pass. As soon as the first pass reaches the limit, the data are
+    read from the start again, and the samples read so far are compared. So shuffled or augmented data are refused
+    early.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:

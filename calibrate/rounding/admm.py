@@ -17,8 +17,8 @@ _LOOK = 4  # iterations between computations of the error; computing it costs as
 
 
 class _Grid(NamedTuple):
-    """A weight on the grid of values that codes can represent: `codes` (out, in) times `multiple` (out,), in units of
-    the `scale` of the least-squares problem."""
+    """A weight on the grid of values that codes can represent: `codes` (out, in) * `multiple` (out,) * scale (out,),
+    where scale is that of the least-squares problem (`Case.scale`)."""
 
     codes: Tensor
     multiple: Tensor
@@ -87,8 +87,9 @@ def run_stages(case: Case, iterations: int) -> _Grid:
 
 
 def _project(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
-    """Returns the codes of `scheme` nearest to the float values `aim` (out, in) at the scales `multiple` (out,), with
-    the best scales for these codes. A channel whose codes are all zero keeps its scale."""
+    """Returns the codes of `scheme` nearest to `aim` / `multiple`, with the best new multiples for these codes. `aim`
+    (out, in) is the float weight to approach, and `multiple` (out,) the present multiples, both in units of
+    `Case.scale`. A channel whose codes are all zero keeps its multiple."""
     codes = scheme.nearest_(aim / multiple[:, None])
     energy = codes.square().sum(1)
     return _Grid(codes, torch.where(energy > 0, (aim * codes).sum(1) / energy.clamp_min(1), multiple))

@@ -1,11 +1,11 @@
 """Chooses weights and biases that compensate the rounding error in the layer's output; held-out calls judge them.
 
-Let x be an input row of a layer with the float weight W, and let xq and Wq be the values that their codes stand for. A
-replay (a run of the float model on recorded calls) sums xq xq^T and xq (x - xq)^T, for as many layers at once as memory
-allows. The rounding methods choose the codes of the weights from these sums. The correction of the bias is the mean of
-W x - Wq xq over the same calls (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
-arXiv 1906.04721, 2019). A layer for which no result is better than rounding to the nearest keeps rounding to the
-nearest.
+Let x be an input row of a layer, as a column vector, and W the float weight. Let xq and Wq be the values that their
+codes stand for. A replay (a run of the float model on recorded calls) sums xq xq^T and xq (x - xq)^T, for as many
+layers at once as memory allows. The rounding methods choose the codes of the weights from these sums. The correction of
+the bias is the mean of W x - Wq xq over the same calls (Nagel et al., Data-Free Quantization Through Weight
+Equalization and Bias Correction, arXiv 1906.04721, 2019). A layer for which no result is better than rounding to the
+nearest keeps rounding to the nearest.
 """
 
 from collections.abc import Mapping

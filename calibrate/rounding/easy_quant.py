@@ -53,10 +53,10 @@ def easy_quant(
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
     (out,) for these codes. `w` (out, in) is the float weight, in units of the scale of rounding to the nearest, as are
-    the returned scales; `steps` is the number of scales tried. With x a row of the layer's input and xq the values of
-    its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows. `gram` (in, in) is G with damping, and
-    `pull` (out, in) is w (C - G)^T, both divided by the mean of G's diagonal. `scheme` says which codes a weight can
-    have.
+    the returned scales; `steps` is the number of scales tried. With x a row of the layer's input, as a column vector,
+    and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows. `gram` (in, in) is G
+    with damping, and `pull` (out, in) is w (C - G)^T, both divided by the mean of G's diagonal. `scheme` says which
+    codes a weight can have.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
     |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without 1 -

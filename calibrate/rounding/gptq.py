@@ -32,10 +32,10 @@ def _codes(case: Case) -> Tensor:
     Hessian H.
 
     Uses the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
-    Babai's Nearest Plane Algorithm, 2025). The error of an output channel is d H d^T, with d the channel's row of codes
-    - t. With H = R R^T and R upper triangular, the error is the sum of the squares of d R. Each of these squares
-    belongs to one column, and depends only on the codes of that column and of the columns before it. So the squares are
-    minimised one by one.
+    Babai's Nearest Plane Algorithm, 2025). The error of an output channel is d H d^T, where d is the channel's row of
+    (codes - t). With H = R R^T and R upper triangular, the error is the sum of the squares of d R. Each of these
+    squares belongs to one column, and depends only on the codes of that column and of the columns before it. So the
+    squares are minimised one by one.
     """
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
     factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)

@@ -31,10 +31,10 @@ class Inputs:
     """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, (in *
     height * width,).
 
-    Let x be a row of the float input and xq the values of its codes (x itself if only weights are quantized). `gram`
-    (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T. If `cross` is None,
-    it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be below the rounding
-    error. Sum xq (x - xq)^T instead and add the sum to `gram`.
+    Let x be a row of the float input, as a column vector, and xq the values of its codes (x itself if only weights are
+    quantized). `gram` (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T.
+    If `cross` is None, it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be
+    below the rounding error. Sum xq (x - xq)^T instead and add the sum to `gram`.
     """
 
     gram: Tensor
@@ -45,7 +45,7 @@ class Inputs:
 @dataclass(frozen=True)
 class Case:
     """The least-squares problem that every rounding method solves for a weight: find codes q for which the error d H
-    d^T of each output channel is small, where d is the channel's row of q - t.
+    d^T of each output channel is small, where d is the channel's row of (q - t).
 
     `target` t (out, in) is the float weight to round, in units of `scale`, within the range of the codes of `scheme`.
     `scale` (out,) follows from the target's largest value. `hessian` H (in, in) is positive definite. The tensors are
@@ -110,9 +110,10 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
     """Returns the least-squares problem of rounding a weight. Its target is the float weight that gives the best output
-    when the input is quantized, divided by the scale that follows from its largest value. Its Hessian is G below,
-    divided by the mean of G's diagonal, with damping. Without inputs, the target comes from the weight itself, and the
-    Hessian is the identity. `scheme` says which codes a weight can have.
+    when the input is quantized; each output channel of the target is divided by a scale, which follows from the
+    channel's largest value. Its Hessian is G below, divided by the mean of G's diagonal, with damping. Without inputs,
+    the target comes from the weight itself, and the Hessian is the identity. `scheme` says which codes a weight can
+    have.
 
     With w the float weight, x the layer's input and xq the values of its codes, the target v minimises sum (w x - v
     xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and C = sum xq x^T. lambda
@@ -207,7 +208,7 @@ def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 
 
     There are at most `sweeps` sweeps, each of which changes one column after another. A column gets the codes with the
     smallest error, while all other columns stay as they are. The codes stay between `low` and `high`, both (out, in).
-    The error of an output channel is d H d^T, where d is the channel's row of codes - case.target, and H is
+    The error of an output channel is d H d^T, where d is the channel's row of (codes - case.target), and H is
     case.hessian. No step makes the error larger. A sweep costs 4 * out * in^2 flops.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]

@@ -10,17 +10,17 @@ from octavo.capture.ranks import Ranks
 
 from ..choice import Choice
 from ..layers.transforms import transformed
+from ..native import kernels
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..replay.current_call import CurrentCall
-from ..runtime import kernels
 from .methods import Method
 from .objective import Inputs, precision
 
 
 class Strided:
-    """A function that is called with one input (..., in) after another, and returns every `stride`-th row of the
-    sequence of all their rows."""
+    """A function that is called with one input (..., in) after another. Returns the rows of the input (rows, in) that
+    it selects: of the sequence of the rows of all inputs, the first and every `stride`-th row after it."""
 
     def __init__(self, stride: int) -> None:
         self._stride, self._seen = stride, 0
@@ -37,11 +37,11 @@ class Sums:
     the same tensor share one `Sums`.
 
     `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
-    channels. The function `read` selects the rows of an input that are summed. Let x be such a row, after smoothing,
-    and xq the values of its codes. Then `exact` and `rounded` (in,) are the sums of x and of xq over all these rows,
-    and `gram` and `residual` (in, in) are the sums of xq xq^T and of xq (x - xq)^T. Only the numbers on and above the
-    diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False, `gram` and
-    `residual` are None, because only biases are corrected.
+    channels. The function `read` selects the rows of an input that are summed. Let x be such a row, after smoothing, as
+    a column vector, and xq the values of its codes. Then `exact` and `rounded` (in,) are the sums of x and of xq over
+    all these rows, and `gram` and `residual` (in, in) are the sums of xq xq^T and of xq (x - xq)^T. Only the numbers on
+    and above the diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False,
+    `gram` and `residual` are None, because only biases are corrected.
 
     Where all rows of an input on the CPU have one scale, xq is this scale times whole numbers. There a compiled kernel
     sums products of integers: the products for `gram` are exact, and for `residual` x - xq is rounded (see
@@ -162,8 +162,8 @@ def batches_of(
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """Returns the number of bytes of the `Sums` that `method` needs for a layer, where `columns` is the number of input
-    channels (of a convolution: of numbers in a patch)."""
+    """Returns the number of bytes of the `Sums` that `method` needs for a layer with `columns` input channels. For a
+    convolution, `columns` is how many numbers a patch has."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 

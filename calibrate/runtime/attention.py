@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import kernels
+from ..native import kernels
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that candidates other than torch accept
 _AT_ONCE = 1 << 22  # scores computed at once: products of fewer rows are slow, more scores do not fit in the cache

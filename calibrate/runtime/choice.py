@@ -46,9 +46,10 @@ class Times(NamedTuple):
     """The measured seconds of each candidate, a way to compute the same output, for inputs of one dtype; infinity for a
     candidate that failed.
 
-    `attention`: a dict from size class to the seconds of the candidates for attention (keys of CANDIDATES).
-    `products`: a dict from kind of float layer ("few rows" and "many rows" of a linear layer's input, and
-    "convolution") to the seconds that it takes in each of two dtypes, which are the candidates.
+    `attention`: a dict from size class to the seconds of the candidates for attention (keys of CANDIDATES). `products`:
+    a dict from kind of float layer to the seconds of its candidates, which are two dtypes: that of the inputs, and
+    float32. The kinds are "few rows" and "many rows" (linear layers with such inputs) and "convolution". If the inputs
+    are float32, the dict is empty.
     """
 
     attention: dict[str, dict[str, float]]
@@ -63,8 +64,8 @@ def fastest(times: Mapping[str, float]) -> str:
 
 
 def size_class(scores: int) -> str:
-    """Returns the size class, such as "small", of a call of attention with `scores` scores (rows times keys) in a
-    head."""
+    """Returns the size class of a call of attention with `scores` scores (rows times keys) in a head: "small", "medium"
+    from 2**15 scores on, or "large" from 2**18 on."""
     return next((name for name, (least, _) in reversed(_SIZES.items()) if scores >= least), "small")
 
 
@@ -76,8 +77,8 @@ def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
 
 
 def choose_attention(times: Times, size: str, word: str = "auto") -> str:
-    """Returns the candidate to compute attention in the size class `size`, given its measured `times`, among the
-    candidates that `word`, a key of ATTENTION, allows."""
+    """Returns the candidate to compute attention in the size class `size`, by the seconds in `times`. `word`, a key of
+    ATTENTION, limits the candidates."""
     return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
 
 
@@ -89,7 +90,8 @@ def in_float32(dtype: torch.dtype, kind: str) -> bool:
 
 def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
     """Returns whether a linear layer should compute in float32 for an input of `dtype` with `rows` rows, because that
-    was measured to be faster. Returns False for few rows, where converting the weight takes longer than it saves."""
+    was measured to be faster. Returns False for fewer than LEAST_ROWS rows: for these, converting the weight takes
+    longer than it saves."""
     return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
 
 
@@ -156,9 +158,9 @@ def one_thread() -> Iterator[None]:
 
 
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Returns, by name, the seconds of processor time that a call of each function takes in the calling thread: the
-    least of several calls, in which the functions alternate, after a warm-up call of each. A function that raises an
-    exception takes infinitely long."""
+    """Returns a dict from the name of each function to the seconds of processor time that a call takes in the calling
+    thread: the least of several calls, after one to warm up. The functions are called in turn. A function that raises
+    an exception takes infinitely long."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()
@@ -188,16 +190,16 @@ def _randn(*shape: int) -> Tensor:
 
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
-    """Returns, by name, a function without arguments for each candidate that fits `dtype`. The function computes
-    attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
+    """Returns a dict from the name of each candidate that fits `dtype` to a function without arguments. The function
+    computes attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
     shapes = [(1, length, heads, _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns, by the name of the dtype, two functions without arguments. Both functions compute a float layer of
-    `kind` on inputs of `dtype`: one in `dtype`, one in float32."""
+    """Returns two functions without arguments, in a dict by the name of the dtype in which they compute: `dtype` and
+    float32. Both functions compute a float layer of `kind` on inputs of `dtype`."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

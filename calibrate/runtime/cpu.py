@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..layers.products import dynamic_codes, sums_in_int32
 from ..layers.scheme import QParams, codes, divided
-from . import kernels, reference
+from ..native import kernels
+from . import reference
 from .choice import by_float32, linear_in_float32
 from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output
@@ -109,7 +110,8 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
 
     torch adds _WHOLE (1.5 * 2 ** 23) and SHIFT (128, from int8 to uint8 codes). A float32 number of this size has no
     fraction, so the sum is rounded to a whole number; ties go to even codes, because both constants are even. They are
-    added after the zero point: a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
+    added after zero_point has been added and the sum rounded to float32, as in the reference backend; adding all three
+    at once could give other codes.
     """
     library = kernels.kernels_for(x)
     if library is not None:

@@ -19,7 +19,8 @@ else:
 
 @torch.compiler.assume_constant_result
 def _runs_kernels(device: torch.device) -> bool:
-    """Returns whether Octavo's Triton kernels can run on `device`: they can on NVIDIA's GPUs since Ampere."""
+    """Returns whether `device` is a GPU that can run Octavo's Triton kernels: one since NVIDIA's Ampere. Does not check
+    that Triton is installed."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -19,7 +19,7 @@ from octavo.capture.paging import page_out
 from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.noise_level import NoiseLevel
 from ..layers.scheme import QParams
-from . import kernels
+from ..native import kernels
 from .onednn_weights import Packed, pack
 from .shared_codes import Quantization, SharedCodes
 
@@ -143,8 +143,8 @@ class Int8Layer(IntegerLayer):
         self.share(self.shared_codes)
 
     def share(self, shared_codes: SharedCodes | None) -> None:
-        """Gives this layer the object `shared_codes`. Layers with the same object compute the codes of an input that
-        they have in common only once. None: the layer computes all codes itself."""
+        """Gives this layer the object `shared_codes`. If several layers have the same object and receive the same
+        tensor, only the first of them computes its codes. None: the layer computes all codes itself."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)
@@ -154,9 +154,8 @@ class LinearState(Int8Layer, QuantizedLinear):
     """Holds the tensors of an integer linear layer for backends. The subclass Int8Linear adds the forward."""
 
     def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
-        """Returns a function of `library`, an object of the class `kernels.Linear`, that turns codes of the layer's
-        input into its output in the timestep bin `index`. For a dynamic layer, the output lacks the scale of each row
-        and the bias."""
+        """Returns an object that computes, by a kernel of `library`, the layer's output from the codes of its input, in
+        the timestep bin `index`. For a dynamic layer, the output lacks the scale of each row and the bias."""
         if self._products is None:
             weight = self.weight.detach().contiguous()
             deq = self.deq if self.calibrated else self.weight_scale

@@ -78,7 +78,8 @@ def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 
 def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
     """Returns whether `memory`, the int32 words of a packed weight's memory, is bit for bit what `Layouts` would write
-    for a padded weight with these `words` and `negated_sums` of rows."""
+    for a padded weight: `words` are the words of the weight, and `negated_sums` (rows,) the negated sum of each of its
+    rows."""
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)

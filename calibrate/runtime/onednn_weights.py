@@ -2,7 +2,7 @@
 
 For output channel n a layer computes y[n] = (accumulator[n] + quant_bias[n]) * deq[n]. Here accumulator is the integer
 sum, deq is input scale times weight scale, and quant_bias holds the bias and the effect of the zero point. oneDNN
-computes in float32
+computes in float32, with k running over the input channels,
 
     y[n] = (accumulator[n] - zero_point * sum over k of weight[n, k]) * scale[n] + bias[n]
 
@@ -27,7 +27,7 @@ class Output(NamedTuple):
     """The numbers with which oneDNN turns a layer's integer sums into its output, in one timestep bin.
 
     `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,); the sums, less the
-    effect of the zero point, are multiplied by `scale`, and `bias` is added. None: no bias is added.
+    effect of the zero point, are multiplied by `scale`, and `bias` is added, unless it is None.
     """
 
     zero_point: int

@@ -28,8 +28,8 @@ class FastOperators(TorchFunctionMode):
     """Runs the chosen kernels in place of torch's functions for attention, linear layers and convolutions, while this
     mode is entered.
 
-    `word`: a key of ATTENTION. `dtypes`: the dtypes of the model's parameters; linear layers and convolutions of other
-    dtypes stay torch's.
+    `word`: a key of ATTENTION, which limits the kernels for attention. `dtypes`: the dtypes of the model's parameters;
+    linear layers and convolutions of other dtypes stay torch's.
     """
 
     def __init__(self, word: str, dtypes: Iterable[torch.dtype]) -> None:
@@ -118,7 +118,8 @@ def _needs_gradients(*tensors: Tensor) -> bool:
 
 def _fits_graph(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> bool:
     """Returns whether a graph of torch.compile can contain the operator `octavo::attention` for these inputs, the
-    arguments of F.scaled_dot_product_attention: the output's shape is known from them, and no gradients are needed."""
+    arguments of F.scaled_dot_product_attention. It can if the inputs have the same batch and heads and need no
+    gradients."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     return _have_the_same_heads(query, key, value) and not _needs_gradients(*tensors)
 
@@ -157,9 +158,10 @@ def attended(
     enable_gqa: bool = False,
     word: str = "auto",
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate, a key of CANDIDATES, that was measured
-    to be fastest among those that `word`, a key of ATTENTION, allows; by torch if the call has few scores or the other
-    candidates do not support it. The other arguments are those of F.scaled_dot_product_attention."""
+    """Computes softmax(query @ key.T * scale + mask) @ value by the fastest candidate, according to the measured times.
+    `word`, a key of ATTENTION, limits the candidates. torch's function computes the output if the call has few scores,
+    or if the other candidates do not support the call. The other arguments are those of
+    F.scaled_dot_product_attention."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
         for allowed in (word, "float"):  # a candidate in floating point serves where integers cannot
@@ -176,9 +178,9 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether candidates other than torch's may compute attention for these inputs: if all are plain tensors
-    (no subclasses) on a CPU that need no gradients, `query`, `key` and `value` have one dtype in DTYPES and the same
-    batch and heads, `attn_mask` broadcasts to the scores, and autocast is off."""
+    """Returns whether candidates other than torch's may compute attention for these inputs. They may if all inputs are
+    plain tensors (no subclasses), are on a CPU and need no gradients; if `query`, `key` and `value` have the same batch
+    and heads and one dtype, which is in DTYPES; if `attn_mask` broadcasts to the scores; and if autocast is off."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..layers.products import sums_in_int32
-from . import kernels
+from ..native import kernels
 from .choice import measure, one_thread
 
 _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
@@ -34,8 +34,8 @@ def rates() -> dict[str, float]:
 
 def _int8(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
     """Returns a dict with one entry, from "int8" to a function that multiplies a uint8 matrix by an int8 matrix as
-    integer layers do on this processor; an empty dict if the reference backend computes them. `generator` draws the
-    matrices."""
+    integer layers do on this processor. Returns an empty dict if integer layers run on the reference backend here.
+    `generator` draws the matrices."""
     codes = torch.randint(0, 256, (_ROWS, _IN), dtype=torch.uint8, generator=generator)
     weight = torch.randint(-127, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
     if not sums_in_int32():

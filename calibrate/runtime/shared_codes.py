@@ -27,7 +27,7 @@ class SharedCodes:
     """Holds what the integer layers of a model share: the codes of the last quantized input; `layers`, the set of these
     layers; and `layouts`, which packs their weights for oneDNN.
 
-    A copy of this object, and one that is unpickled, is empty.
+    A copy of this object starts empty, and so does an unpickled object.
     """
 
     def __init__(self) -> None:

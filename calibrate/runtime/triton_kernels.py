@@ -32,9 +32,9 @@ def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.conste
     where `rows` is the number of rows of a sample. The index of the row is Triton's program_id(0). BLOCK is a power of
     two, at least `ins`.
 
-    The row is first multiplied by `factors` (ins,); None: by nothing. If DYNAMIC, the kernel computes the row's scale
-    and writes it into `scale` (samples * rows,), and `zero_point` is None. Otherwise it reads `scale` and `zero_point`
-    (samples,), one number for each sample.
+    The row is first multiplied by `factors` (ins,), unless this is None. If DYNAMIC, the kernel computes the row's
+    scale and writes it into `scale` (samples * rows,), and `zero_point` is None. Otherwise it reads `scale` and
+    `zero_point` (samples,), one number for each sample.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -63,13 +63,13 @@ def product_kernel(
 ):  # fmt: skip
     """Writes a tile (ROWS, OUTS) of a layer's output into `y` (samples, rows, outs), or GELU of it if GELU is "none" or
     "tanh". Reads INS of the `ins` columns of the input `x` (samples, rows, ins) and of the int8 `weight` (outs, ins) at
-    a time. `scale` is deq for KIND "static", else the weight's scale. `row_scale` has the scales of the rows of `x`.
+    a time. `row_scale` has the scales of the rows of `x`.
 
-    | KIND      | x     | scale           | row_scale         | bias                  |
-    |-----------|-------|-----------------|-------------------|-----------------------|
-    | "static"  | int8  | (samples, outs) | None              | int32 (samples, outs) |
-    | "dynamic" | int8  | (outs,)         | (samples * rows,) | (outs,) or None       |
-    | "float"   | float | (outs,)         | None              | (outs,) or None       |
+    | KIND      | x     | scale                      | row_scale         | bias                              |
+    |-----------|-------|----------------------------|-------------------|-----------------------------------|
+    | "static"  | int8  | deq (samples, outs)        | None              | quant_bias, int32 (samples, outs) |
+    | "dynamic" | int8  | the weight's scale (outs,) | (samples * rows,) | the layer's bias (outs,) or None  |
+    | "float"   | float | the weight's scale (outs,) | None              | the layer's bias (outs,) or None  |
     """
     sample = tl.program_id(2).to(tl.int64)
     row = (tl.program_id(1) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -181,8 +181,9 @@ def _product(
 
 
 def tile_of(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns keyword arguments for `product_kernel`: the sizes ROWS, OUTS and INS of its tile, and Triton's options.
-    `rows` is the number of rows in each sample of the kernel's input, and `dtype` the dtype of this input.
+    """Returns keyword arguments for `product_kernel`: the sizes ROWS, OUTS and INS of its tile, and Triton's options
+    num_warps and num_stages. `rows` is the number of rows in each sample of the kernel's input, and `dtype` the dtype
+    of this input.
 
     The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. The sizes are estimates; their speed
     was not measured.

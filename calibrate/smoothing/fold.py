@@ -3,8 +3,8 @@
 A smoothed layer multiplies the channels of its input by `mul_scale`, and its weight is divided by the same numbers. The
 multiplication can move to the source of the input's channels: into the weight scales and biases of integer layers,
 whose int8 codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
-scales, biases and parameters, with fewer operations, and a program that does not know mul_scale can run it. Folding
-comes before the SQNR is measured, so the measurement applies to the layers that are written.
+scales, biases and parameters, with fewer operations, and a program that does not know mul_scale can run it. Except with
+--memory, the SQNR is measured after folding, so it applies to the layers that the checkpoint holds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +28,9 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """Names one source of the input of smoothed layers. Their smoothing factors are folded into the outputs of the
-    layer or norm `target`, or, if `target` is a parameter, into its flattened numbers: factor i into output or number
-    `start` + i.
+    """Names one source of the input of smoothed layers, and which part of it takes their smoothing factors. If `target`
+    is a layer or norm, factor i of these layers is folded into its output `start` + i; if `target` is a parameter, into
+    number `start` + i of the flattened parameter.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
@@ -219,8 +219,9 @@ def _multiply_parameters(
 
 
 def _targets(model: nn.Module, fold: Fold) -> list[tuple[str, Tensor, bool]]:
-    """Returns the parameters that have to change when the output of `fold.target` is multiplied: a list
-    of (name, value, whether 1 + value is what is multiplied). The list is empty if the source cannot be multiplied."""
+    """Returns the parameters that have to change when the output of `fold.target` is multiplied, as a list of (name,
+    value, plus_one). With plus_one, 1 + value has to be multiplied, otherwise value. The list is empty if the source
+    cannot be multiplied."""
     parent, _, leaf = fold.target.rpartition(".")
     source = getattr(model.get_submodule(parent), leaf)
     if isinstance(source, nn.Parameter):

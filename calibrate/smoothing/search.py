@@ -1,7 +1,7 @@
 """Searches for a transform of the input of each layer: smoothing factors, a rotation, or both.
 
-With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied, before
-both are rounded.
+With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied by the same
+factors, before input and weight are rounded.
 
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[k] = max|x[k]|**alpha / max|W[:, k]|**(1
@@ -44,8 +44,9 @@ T = TypeVar("T")
 
 class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
-    `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain` is by how many dB
-    the transform lowers the sum of the relative output errors of all layers that share the transform."""
+    `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain`, in dB, is 10
+    log10(error before / error after), where the error is the sum of the relative output errors of all layers that share
+    the transform, before and after they get it."""
 
     transform: Transform
     alpha: float | None
@@ -83,8 +84,9 @@ def smooth(
     the layers whose output error is lowered by at least 10 %.
 
     `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
-    are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
-    of Input, and the Scheme object `scheme` say how inputs become codes.
+    are smoothing groups: layers that need equal factors so that these can be folded into what produces their input.
+    `kind`, a subclass of Input, is the scheme of the layers, such as dynamic; `scheme` is the rule that computes codes
+    of inputs from a range, such as a symmetric one.
 
     Layers whose input has at most eight rows (tokens) for each sample of the batch are not smoothed: so few rows do not
     represent other calls. Where layers of a group have different inputs, the layers of each input get factors of their
@@ -177,8 +179,8 @@ class _Judge:
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
     """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
-    `x` holds the codes of the input; the Scheme object `scheme` is the rule for the codes of the weight. Returns None
-    if a channel of the weight is too small for a float32 scale."""
+    `x` holds the codes of the input; `scheme` is the rule by which the weight becomes codes. Returns None if a channel
+    of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -203,8 +205,8 @@ def _best_smoothing(
 ) -> tuple[Smoothing | None, float]:
     """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
     output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
-    transform. `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes. `surveys` has
-    the survey of each layer's input; `tried` has the transforms to try."""
+    transform. `kind`, a subclass of Input, is the scheme of the layers, such as dynamic; `scheme` is the rule by which
+    inputs become codes. `surveys` has the survey of each layer's input; `tried` has the transforms to try."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [

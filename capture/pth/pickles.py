@@ -1,8 +1,9 @@
-"""Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
+"""Inspects a file of torch.save before it is loaded: unpickles it, with a stand-in in place of every class and function
+that the pickle names. A stand-in calls nothing and allocates nothing.
 
 Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
-Only a file that passes is loaded with torch.load: with `weights_only`, or, if its pickles have another protocol than 2,
-which `weights_only` cannot read, with `DataUnpickler`.
+Only a file that passes is loaded, by torch.load with `weights_only=True`. With it torch.load only reads pickles of
+protocol 2, so pickles of another protocol are loaded with `DataUnpickler` instead.
 """
 
 import codecs
@@ -24,7 +25,7 @@ PICKLE_LIMIT = 64 << 20  # bytes; the largest pickle inside a zip archive that i
 VIEW_LIMIT = 1 << 30  # bytes; a tensor with repeated (expanded) values may claim this much even in a smaller file
 # torch.serialization.MAGIC_NUMBER: the first pickle in a file that torch.save wrote before torch 1.6
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-NOT_LOADED = "Not loaded."
+NOT_LOADED = "It was not loaded. Save it again with torch.save."
 
 
 class StorageClaim(NamedTuple):
@@ -51,7 +52,7 @@ class NotAllowed(Exception):
 
 @dataclass
 class Claims:
-    """Checks the storages and tensors that a pickle claims against the `size` in bytes of its file, at `path`.
+    """Compares the bytes that the storages and tensors of a pickle claim with `size`, the bytes of the file at `path`.
 
     `storages` maps the key of each claimed storage to the claim; `protocols` has the pickle protocols of the file.
     """
@@ -270,8 +271,9 @@ class DryUnpickler(DataUnpickler):
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
     """Inspects a zip archive of torch.save, without loading it; adds its storages and pickle protocol to `claims`.
 
-    Raises NotAllowed if it names a class or function that is not in NAMES, FileError if it claims more memory than it
-    has bytes or is another kind of zip archive. For a damaged archive zipfile and pickle raise errors of any class.
+    Raises NotAllowed if the archive names a class or function that is not in NAMES, FileError if it claims more memory
+    than it has bytes or is another kind of zip archive. If the archive is damaged, zipfile and pickle may raise errors
+    of any class.
     """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
@@ -298,8 +300,8 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
     """Inspects a file in the format of torch.save before torch 1.6, a sequence of pickles, without loading it.
 
     Adds the file's storages and pickle protocols to `claims`. Raises NotAllowed if the file names a class or function
-    that is not in NAMES, FileError if the file claims more memory than it has bytes or is a plain pickle. For a damaged
-    file pickle raises errors of any class.
+    that is not in NAMES, FileError if the file claims more memory than it has bytes or is a plain pickle. If the file
+    is damaged, pickle may raise errors of any class.
     """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")

@@ -103,7 +103,8 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
     for call in calls:
         if call.args and call.kwargs:
             raise MisfitError(
-                f"{path}: call {call.index} has both positional and keyword arguments. Use the capture, without --pth."
+                f"{path}: call {call.index} has both positional and keyword arguments, but a .pth file can hold only "
+                "one kind. Capture without --pth."
             )
         samples.append(call.args or call.kwargs)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(samples)}
@@ -128,7 +129,7 @@ def convert_pth(path: str | Path, directory: str | Path, component: str = "trans
                     unit.add(Call(component, index, None, noise_level(kwargs), None, args, kwargs))
                 except Unstorable as error:
                     where = f"{path}: sample {index}: {error.fact.removeprefix(f'{component} input ')}"
-                    raise FileError(f"{where}. Take it out of the samples, and save them again.") from error
+                    raise FileError(f"{where}. Take this value out of the samples, and save them again.") from error
         writer.complete()
 
 

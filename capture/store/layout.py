@@ -136,8 +136,8 @@ def list_units(directory: Path) -> dict[int, str]:
             raise damage(path, "not a unit of a capture", f"Delete {path}.")
         index = int(matched[1])
         if index in units_by_index:
-            fact = f"is a second unit {index}, beside {units_by_index[index]}"
-            raise damage(path, fact, "Delete the one of the two that does not belong to this capture.")
+            fact = f"is a second unit with number {index}, beside {units_by_index[index]}"
+            raise damage(path, fact, "Delete both units and run capture --resume.")
         units_by_index[index] = name
     return dict(sorted(units_by_index.items()))
 

@@ -35,8 +35,9 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
     prefix = bytearray(8)
     pread(descriptor, memoryview(prefix), 0, path, remedy)
     length = int.from_bytes(prefix, "little")
-    if length > min(HEADER_LIMIT, size - 8):
-        raise damage(path, f"damaged (its header claims {length} bytes)", remedy)
+    most = min(HEADER_LIMIT, size - 8)
+    if length > most:
+        raise damage(path, f"damaged (its header claims {length} bytes, but can have at most {most})", remedy)
     text = bytearray(length)
     pread(descriptor, memoryview(text), 8, path, remedy)
     if digest_of(bytes(prefix + text)) != part.header:
@@ -50,7 +51,7 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
     """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size.
 
-    Raises FileError if the file ends too early; `path` and `remedy`, what the user can do, are for the message.
+    Raises FileError if the file ends too early; its message names `path` and ends with `remedy`, what the user can do.
     """
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)

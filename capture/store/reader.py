@@ -60,7 +60,7 @@ class Capture:
             units = [read_unit(path, name)[0] for name in names.values()]
         else:
             raise MisfitError(
-                f"{path}: capture not finished ({len(names)} of {manifest.get('prompts', '?')}). "
+                f"{path}: capture not finished ({len(names)} of {manifest.get('prompts', '?')} prompts). "
                 "Finish with capture --resume or pass --allow-incomplete.",
             )
         if not any(unit.calls for unit in units):

@@ -24,7 +24,7 @@ class TensorState(NamedTuple):
     """The version counter, address, shape and strides that a tensor object had when it was stored, and the number
     `entry` of the stored tensor in the unit's list of tensors.
 
-    While the first four of an object are unchanged, its values are unchanged.
+    While the version counter, address, shape and strides of an object are unchanged, its values are unchanged.
     """
 
     version: int
@@ -183,7 +183,8 @@ class UnitWriter:
         Raises MisfitError if no call was stored.
         """
         if not self._records:
-            raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
+            fact = "has no calls, because none ran or all were skipped"
+            raise MisfitError(f"unit {self._head['index']}: {fact}. Use another --dtype or --keep.")
         self._flush(keep_last=False)
         body = self._head | {
             "raw_bytes": self.raw_bytes,

@@ -65,12 +65,12 @@ class CaptureWriter:
         existing capture is continued; its manifest must equal `manifest` except for top-level keys that begin with
         "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
         caller has no option to continue a capture; messages then do not suggest --resume. `group_readable` lets the
-        user's group read the files. A symbolic link is resolved once, to `self.directory`.
+        user's group read the files. If `directory` is a symbolic link, its target is used from then on.
 
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Every one of `ranks`, the processes of the capture, has to call it: rank 0 locks the directory and removes
+        Every one of `ranks`, the processes of the capture, has to call `create`: rank 0 locks the directory and removes
         half-written units before the others go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)

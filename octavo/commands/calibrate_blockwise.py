@@ -66,10 +66,12 @@ def calibrate_blockwise(
 def _mapped(
     options: CalibrateOptions, captured: Captured
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor], Origin | None]:
-    """Maps the captured denoiser: its weights stay in their files until they are used.
+    """Returns three things: the captured denoiser, mapped, so that its weights stay in their files until they are used;
+    a function that casts a weight from its dtype on disk to the dtype in which it was captured; and the fingerprint
+    that the denoiser has in that dtype.
 
-    Also returns a function that casts a weight from its dtype on disk to the dtype in which it was captured, and the
-    fingerprint that the denoiser has in that dtype. Raises MisfitError if the model is not the one that was captured.
+    Raises MisfitError if the model is not the one that was captured, UsageError if LoRAs were added to the captured
+    model, NumbersError for NaN or Inf in the weights.
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)

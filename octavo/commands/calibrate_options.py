@@ -164,12 +164,12 @@ class ClassifierOptions(CalibrateOptions):
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
-    """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options, and the
-    layers that stay float by default in models of `family`. `samples` is the number of calls to replay; None: all that
-    there are.
+    """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options. The layers
+    that stay float by default are those of `family`. `samples` is the number of calls to replay; None: all that there
+    are.
 
-    Raises UsageError if a format of --format cannot hold layers whose inputs are rounded as --activations says, and for
-    options that contradict each other.
+    Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers whose
+    inputs are rounded as --activations says or rotated as --rotation says.
     """
     from octavo.calibrate.formats.export import check_activations, check_rotation, folding, multiplying
     from octavo.calibrate.settings import RECIPES, Settings
@@ -180,7 +180,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
         if unknown:
             choices = ", ".join(defaults)
-            raise UsageError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose one of {choices}.")
+            fact = f"'{unknown[0]}' names no layers that stay float by default"
+            raise UsageError(f"--quantize: {fact}. Choose one of {choices}.")
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
     changes = {
         "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
@@ -197,13 +198,13 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     check_rotation(formats_of(options), settings.rotation)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
-        raise UsageError(f"--observer {options.observer} {fact}. Remove it, or add --activations static.")
+        raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")
     return settings
 
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
-    """Returns `settings` with the layers of the denoiser `model` that stay float because a format of --format cannot
-    hold them. Raises UsageError if a format cannot hold the denoiser."""
+    """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
+    --format cannot hold. Raises UsageError if a format cannot hold the denoiser."""
     from octavo.calibrate.formats.export import check_model, kept_float
     from octavo.calibrate.part import planned
 
@@ -221,11 +222,12 @@ def _refuse_contradictions(options: CalibrateOptions) -> None:
     input_options = [words for words, value in rounding.items() if value]
     if options.weight_only and input_options:
         fact = f"--weight-only leaves inputs float, so {input_options[0]} has no effect"
-        raise UsageError(f"{fact}. Remove one of the two.")
+        raise UsageError(f"{fact}. Remove {input_options[0]} or --weight-only.")
     if options.sigma != OBSERVED_SIGMA and options.observer != "sigma":
-        raise UsageError(f"--sigma {options.sigma:g} only works with --observer sigma. Add it, or remove --sigma.")
+        remedy = "Add --observer sigma, or remove --sigma"
+        raise UsageError(f"--sigma {options.sigma:g} only works with --observer sigma. {remedy}.")
     if both := sorted(set(options.keep_float) & set(options.quantize_too)):
-        raise UsageError(f"--quantize {both[0]}: --keep-float has the same pattern. Remove one of the two.")
+        raise UsageError(f"--quantize {both[0]}: --keep-float has the same pattern. Remove one of the two options.")
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:

@@ -18,9 +18,10 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints how --budget divided the layers, from the content of report.json: how many layers got each scheme (W8A8
-    and so on); a table of the `most` layers to which the final latents are most sensitive; and the error of the final
-    latents, as measured and as estimated, which is the sum of the errors of single layers."""
+    """Prints how a calibration used its --budget, from the content of report.json. A table has the `most` layers to
+    which the final latents are most sensitive. A line says how many layers got each scheme (W8A8 and so on), and the
+    error of the final latents, as measured and as estimated. The estimate is the sum over all layers of the error that
+    quantizing only this layer causes."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(

@@ -59,9 +59,9 @@ def calibrate_all(
 
 
 def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
-    """Returns the path of a directory beside `target` that holds the finished checkpoints until the checkpoints of all
-    denoisers are finished. The path depends on the version of Octavo, the capture, and the options that change the
-    result."""
+    """Returns the path of a directory beside `target`, the directory to write. It holds the finished checkpoints until
+    the checkpoints of all denoisers are finished. The path depends on the version of Octavo, the capture, and the
+    options that change the result."""
     relevant = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
     identity = (__version__, capture.manifest, [unit.digest for unit in capture.units], relevant)
     return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(identity).encode())[:8]}")
@@ -69,10 +69,12 @@ def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOpti
 
 @contextmanager
 def _locked_directory(parts: Path, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Iterator[None]:
-    """Context manager: makes the directory `parts` and locks it while the body of `with` runs; only the first of
-    `ranks` does so.
+    """Makes the directory `parts`, locks it while the body of `with` runs, and then unlocks it. Only the first of
+    `ranks` does so; for the other ranks nothing happens.
 
-    If the body raises an exception, the directory is kept if it holds a finished checkpoint, and removed otherwise.
+    When the body ends, also by an exception, the directory is removed if it is empty. If an exception ends the body and
+    `parts` holds finished checkpoints, a warning says how to continue. `options` has the access rights of the
+    directory.
     """
     if ranks.rank:
         yield

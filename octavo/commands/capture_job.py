@@ -38,15 +38,15 @@ class Tally:
     of the prompts of all processes.
 
     calls          number of stored calls
-    raw_bytes      bytes of the tensors of these calls
-    stored_bytes   bytes that they take on disk
+    raw_bytes      bytes of the tensors of the stored calls
+    stored_bytes   bytes that the stored calls take on disk
     recording      seconds for recording and storing the calls
     running        seconds for whole prompts, recording included
     skipped        number of calls that were left out because of NaN or Inf
     saturated      number of calls with float16 values at the limit of 65504
     called         names of the denoisers that were called
     stored         names of the denoisers with stored calls
-    steps          numbers of denoising steps that a prompt took
+    steps          how many denoising steps each prompt took, as a set: {28} if all took 28
     swapped        dict from denoiser to the number of attention processors that the pipeline replaced
     failed         numbers of the failed prompts, from 1
     """
@@ -172,8 +172,8 @@ class Job:
     ) -> Tally | None:  # fmt: skip
         """Runs the prompt described by `info`, stores its calls with `writer` as unit `index`, and returns its tally.
         `number` is the prompt's number in messages; `show` gets the number of finished steps, and `clock` counts steps.
-        Stores nothing and returns None if the run had another number of steps than expected, because --keep has then
-        chosen the wrong steps."""
+        Stores nothing and returns None if the run had another number of steps than expected: the option --keep, which
+        says which steps to store, has then chosen the wrong ones."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -233,7 +233,7 @@ class Job:
 
 class _Miscounted(Exception):
     """Raised inside `with writer.unit(...)`, to discard the unit: the run had another number of denoising steps than
-    expected, so --keep chose the wrong steps."""
+    expected, so the option --keep, which says which steps to store, chose the wrong ones."""
 
 
 class CheckedSink:
@@ -280,7 +280,7 @@ def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: Captu
     if removed and not options.keep_removed:
         source = options.prompts or "the prompts"
         fact = f"no longer has {len(removed)} of the captured prompts"
-        raise MisfitError(f"{source}: {fact}. Use --keep-removed, or capture into another directory.")
+        raise MisfitError(f"{source}: {fact}. Use --keep-removed to keep their calls, or another directory.")
     used = set(writer.stored)
     todo = []
     for number, key in enumerate(keys):

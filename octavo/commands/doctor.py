@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from octavo.calibrate.layers.products import sums_in_int32
-from octavo.calibrate.runtime import kernels
+from octavo.calibrate.native import kernels
 from octavo.calibrate.runtime.attention import CANDIDATES, DTYPES
 from octavo.calibrate.runtime.choice import choose_attention, fastest, times_of
 from octavo.calibrate.runtime.rates import rates
@@ -94,6 +94,6 @@ def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
 
 
 def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns `seconds`, a dict from a way to compute an operation to its measured time. A time of infinity, which says
-    that this way cannot run here, becomes None."""
+    """Returns `seconds`, a dict from the name of a candidate to its measured time. Candidates are kernels or dtypes in
+    which the same operation can be computed. A time of infinity becomes None: this candidate cannot run here."""
     return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}

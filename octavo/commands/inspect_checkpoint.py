@@ -15,8 +15,8 @@ from ..terminal import Terminal, size
 
 
 def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: every library for whose format it
-    holds files can load them.
+    """Prints the contents of the checkpoint at `path`. Returns whether the checkpoint is sound: its numbers are valid,
+    and the files of each format can be loaded by the library that the format is for.
 
     Raises FileError for a file that differs from the manifest.
     """
@@ -58,7 +58,7 @@ def verified(directory: Path, terminal: Terminal) -> Verified:
     """
     files = verify(directory)
     for name in files.extra:
-        terminal.warn(f"{directory / name}: is not in the manifest of its directory.")
+        terminal.warn(f"{directory / name}: is not in the manifest of its directory, so it was not checked.")
     return files
 
 

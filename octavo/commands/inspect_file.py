@@ -1,4 +1,4 @@
-"""Shows and checks a single safetensors file of any program for `octavo inspect`."""
+"""Shows and checks, for `octavo inspect`, a single safetensors file that any program may have written."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ FORMAT = "comfy"  # the format of single files
 
 
 def inspect_file(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the safetensors file at `path`. Returns whether it is sound: whether ComfyUI loads its
-    int8 layers as they are meant.
+    """Prints the contents of the safetensors file at `path`. Returns whether the file is sound: ComfyUI loads all its
+    int8 layers, with valid scales, and ignores none of its tensors and settings.
 
     Raises FileError for a file that is damaged or differs from the manifest beside it.
     """

@@ -16,8 +16,9 @@ from .inspect_checkpoint import verified_text
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound. A sound graph is complete, its
-    weights and scales are possible results of an export by Octavo, and onnxruntime or Ascend's tools can load it.
+    """Prints the contents of the ONNX graph at `path`. Returns whether the graph is sound: its scales, zero points and
+    int32 sums are within the bounds that Octavo keeps when it writes a graph, and onnxruntime or Ascend's compiler can
+    load it.
 
     Raises FileError for a file that is damaged, or not safe to read.
     """

@@ -37,7 +37,7 @@ class Rerun:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
             raise UsageError(
-                f"{capture.directory}: stores no prompts for --budget to run again. Capture with octavo capture."
+                f"{capture.directory}: stores no prompts for --budget to run again. Make a capture with octavo capture."
             )
         self._prompts = [texts[index] for index in evenly_spaced(len(texts), prompts)]
         self._settings = settings = _settings(capture)

@@ -101,7 +101,7 @@ class Comparison:
         self._outputs = self._outputs.plus(power)
         errors = [_relative(a, b) for a, b in zip(exact.latents, other.latents, strict=True)]
         if not all(map(math.isfinite, errors)) or not np.isfinite(other.output).all():
-            raise NumbersError(f"{prompt!r}: one of the two pipelines computed NaN or Inf. Use another --dtype.")
+            raise NumbersError(f"{prompt!r}: the float or the int8 pipeline computed NaN or Inf. Use another --dtype.")
         if exact.latents:
             self._final.add(exact.latents[-1], other.latents[-1])
         decoded = self.arguments.get("output_type") != "latent"

@@ -31,8 +31,9 @@ def output_of(output: Any) -> np.ndarray:
     channels). The frames of all prompts follow one after the other. Pictures and videos get values in 0..1; latents
     keep their values.
 
-    Latents of one prompt are (channels, height, width), (channels, frames, height, width) or (tokens, channels). Those
-    without height and width become one frame (1, tokens, channels, 1).
+    The first axis of latents is that of the prompts; behind it they are (channels, height, width), (channels, frames,
+    height, width) or (tokens, channels). The last form, without height and width, gives each prompt one frame (1,
+    tokens, channels, 1).
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):
@@ -65,9 +66,9 @@ def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.n
     """Converts the outputs `exact` and `other` of two pipelines, both (frames, height, width, channels), to uint8
     pictures (frames, height, width, 3).
 
-    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: the first three channels
-    become red, green and blue, or the first one grey if there are fewer; the smallest value of `exact` becomes 0, the
-    largest 255, in both outputs.
+    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: their first three channels
+    become red, green and blue; with fewer than three channels, the first becomes a grey picture. The smallest value of
+    `exact` becomes 0 and the largest 255, in both outputs.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

@@ -40,8 +40,8 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 
 def instruction_sets() -> dict[str, bool]:
-    """Returns a dict from the name of an instruction set that kernels of torch or Octavo use to whether the processor
-    has it."""
+    """Returns whether the processor has each of the instruction sets that kernels of torch or Octavo use, as a dict
+    from the name of the set to a bool."""
     return {name: bool(getattr(torch.cpu, question)()) for name, question in _SETS.items()}
 
 

@@ -51,11 +51,11 @@ class Probe:
     @contextmanager
     def sampling(self) -> Iterator[Power]:
         """While the body of `with` runs the pipeline, copies a few (SAMPLED) of the denoiser's calls, spaced evenly.
-        The body must make as many calls as the run inside `recording`, which counted them and comes first.
+        Use `recording` before, with a body that makes as many calls: it counts them.
 
-        When the body ends, the quantized denoiser computes the copied calls. The yielded Power then gets the sums of
-        squares of the float outputs and of the quantized denoiser's errors. So only the copying adds to the time of the
-        body.
+        When the body ends, the quantized denoiser computes the copied calls. The yielded Power then gets two sums of
+        squares: of the float outputs, and of the quantized denoiser's errors. So only the copying adds to the time of
+        the body.
         """
         power, samples, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
 

@@ -89,8 +89,8 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
 
 
 def by_step(values: Sequence[Mapping[str, Any]]) -> str:
-    """Draws the SQNR of the quantized denoiser's output in each denoising step, where both denoisers get the same
-    inputs. Each of `values` has a `step` and its `sqnr` in dB."""
+    """Draws the SQNR of the quantized denoiser's output in each denoising step, measured on the inputs that the float
+    denoiser got in this step. Each of `values` has a `step` and its `sqnr` in dB."""
     with _drawing(2.5) as (figure, axes):
         steps = [row["step"] for row in values]
         axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)

@@ -75,8 +75,8 @@ SHAPES = {  # signed distance to the outline, negative inside
 
 
 def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
-    """Returns the share of each pixel that a shape of this `radius` centred at (cx, cy) covers: (64, 64) in [0, 1],
-    anti-aliased."""
+    """Returns the share of each pixel that is covered by `shape`, such as "ring", centred at (cx, cy), with `radius` in
+    pixels: (64, 64) in [0, 1], anti-aliased."""
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     distance: np.ndarray = SHAPES[shape](x - cx, y - cy, radius)
     return np.clip(0.5 - distance, 0.0, 1.0)

@@ -123,7 +123,7 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class Run:
-    """A training loop: iterating yields the number of each step, and a random generator seeded with the number.
+    """A training loop. Iterating yields pairs: the number of a step, and a random generator seeded with this number.
 
     Prints progress, saves weights and optimizer to `file` every `every` steps, and resumes from `file`. `peak` is the
     largest learning rate. The attribute `average` is a copy of `modules` with the moving average of their weights.

@@ -16,9 +16,11 @@ _DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the values of a span whose text st
 class ReferenceSpan(NamedTuple):
     """Says which latent frames of a reference (a given picture or video) to copy into the new video, and where.
 
-    Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
-    number `loop` of the new video. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a
-    ratio r up to 1 they are redrawn during the last share r of the denoising.
+    Open-Sora makes a long video as several clips, one after the other; `loop` is the number of the clip, from 0. Copies
+    `length` frames of reference number `reference` (from 0) into this clip: the frames from `reference_start` on go to
+    the places from `target_start` on. A negative start counts from the end; both starts are rounded to a multiple of 5.
+    With edit_ratio 0 the frames are kept; with a ratio r up to 1 they are redrawn during the last share r of the
+    denoising.
     """
 
     loop: int
@@ -54,10 +56,10 @@ def place_references(
 ) -> tuple[Tensor, Tensor]:
     """Copies reference frames into `latents` (n, C, T, H, W); returns the result and the sampler's frame mask (n, T).
 
-    `references` has a list of latents (C, T', H, W) for each of the n samples, `strategies` the text that says which of
-    their frames go where (see parse_mask_strategy); only spans of the clip number `loop` are used. The mask is the
-    edit_ratio of a copied frame, and 1 for every other frame. Raises UsageError for a reference that is missing or has
-    another size.
+    For each of the n samples, `references` has a list of latents (C, T', H, W), and `strategies` a text that says which
+    of their frames go where (see parse_mask_strategy). Of the spans in this text only those whose `loop` is the
+    argument `loop` are used. The mask is the edit_ratio for a copied frame, and 1 for every other frame. Raises
+    UsageError for a reference that is missing or has another size.
     """
     latents = latents.clone()
     mask = torch.ones(latents.shape[0], latents.shape[2], device=latents.device)
@@ -71,8 +73,8 @@ def place_references(
 def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: ReferenceSpan) -> None:
     if not 0 <= span.reference < len(references):
         raise UsageError(
-            f"mask_strategy: names reference {span.reference}, counted from 0, but references has {len(references)}. "
-            "Pass its latents in references.",
+            f"mask_strategy: names reference {span.reference}, counted from 0, but there are only "
+            f"{len(references)} references. Pass the latents of all that are named in references.",
         )
     source = references[span.reference]
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
@@ -88,11 +90,11 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """Rounds the frame number `place` to a multiple of ALIGN, for a clip of `frames` frames; a negative place counts
-    from the end.
+    """Rounds the frame number `place` to a multiple of ALIGN (5), for a clip of `frames` frames; a negative place
+    counts from the end.
 
-    Rounds to the nearest multiple, but up only if at least ALIGN frames remain from the higher multiple on. The result
-    is below `frames`.
+    Rounds to the nearest multiple. But if that is above `place` and fewer than ALIGN frames would be left from there
+    on, rounds down. The result is below `frames`.
     """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)

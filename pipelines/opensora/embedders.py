@@ -23,9 +23,11 @@ def position_table(height: int, width: int, channels: int, scale: float, like: T
     """Returns the position embedding of a grid of `height` x `width` patches, (1, height * width, channels) in the
     dtype of `like`.
 
-    The first half of the channels encodes the column, the second the row, each as sines, then cosines. Index i along a
-    side of n patches has the position i / scale * sqrt(height * width) / n, with the root rounded. The frequencies are
-    rounded to the dtype of `like`; their products with the positions are computed in float32.
+    The first half of the channels encodes the column, the second the row, each as the sines, then the cosines, of
+    position * frequency. Along a side of n patches, index i has the position i / scale * root / n, where root is
+    sqrt(height * width), rounded. A larger `scale` brings the positions nearer together. The frequencies, 10000^(-4k /
+    channels) for k from 0, are rounded to the dtype of `like`; their products with the positions are computed in
+    float32.
     """
     base = round(math.sqrt(height * width))
     exponents = torch.arange(channels // 4, dtype=torch.float32, device=like.device) / (channels // 4)
@@ -58,7 +60,8 @@ class PatchEmbedder(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """Embeds numbers, (n,) to (n, C): their sinusoids pass through a two-layer MLP, computed in `dtype`."""
+    """Embeds numbers, (n,) to (n, C): their sinusoids, cast to the `dtype` given to `forward`, pass through a two-layer
+    MLP."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -44,11 +44,12 @@ def _blocks(model: Any) -> Iterator[str]:
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
     """Returns the smoothing group of `layer`, a name within a block, in all `blocks`. The output of t_block consists of
-    chunks of `width` channels; those with the numbers `shift` and `scale`, from 0, modulate this layer.
+    chunks of `width` channels; chunk number `shift` is the shift, and chunk number `scale` the scale, of the norm
+    before `layer`.
 
     A block scales its norm by 1 + table + t, where `table` is its own parameter and t the output of t_block. Divided by
-    the smoothing factors s, this is (1 + table) / s + t / s. So the fold into each table has `plus_one`, which divides
-    the 1 too, and the fold into t_block has not.
+    the smoothing factors s, this is (1 + table) / s + t / s. So the fold into each table has the flag `plus_one`, which
+    makes it divide 1 + table; the fold into t_block divides only t.
     """
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:

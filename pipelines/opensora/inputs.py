@@ -1,4 +1,5 @@
-"""Checks the arguments of a pipeline's call and brings them into one form."""
+"""Checks the arguments of a pipeline's call, and converts them: texts to lists, names of sizes and durations to
+numbers."""
 
 from collections.abc import Sequence
 
@@ -60,10 +61,11 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size of `resolution`
-    and `aspect` in the table.
+    """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size that
+    `video_size` has for `resolution` and `aspect`.
 
-    Raises UsageError if only one of height and width is given, or for a resolution or aspect that is not in the table.
+    Raises UsageError if only one of height and width is given, and for a resolution or aspect that `video_size` does
+    not know.
     """
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")
@@ -88,8 +90,9 @@ def size_arguments(
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps, each (rows,), on
     `device`. They describe `rows` videos of one size; `pixels` is (height, width).
 
-    The arguments have the model's `dtype`. For a model in float16 they are float32, because float16 cannot hold height
-    * width, which the timestep transform computes. A single frame counts as IMAGE_FPS frames per second.
+    The arguments have the model's `dtype`. For a model in float16 they are float32, because the timestep transform
+    computes the product of height and width, which float16 cannot hold. If `frames` is 1, an image, the argument fps is
+    IMAGE_FPS (120).
     """
     values = {
         "height": pixels[0],

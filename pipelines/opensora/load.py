@@ -86,7 +86,7 @@ def _weight_files(directory: Path) -> list[Path]:
             try:
                 shards = sorted(set(read_json(index)["weight_map"].values()))
             except (KeyError, TypeError, AttributeError):
-                raise FileError(f"{index}: it is no index of shards. Download it again.") from None
+                raise FileError(f"{index}: it does not list weight files. Download it again.") from None
             return [directory / Path(str(shard)).name for shard in shards]
     raise FileError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.")
 
@@ -118,9 +118,10 @@ def load_pipeline(
     """Loads a pipeline that OpenSoraPipeline.save_pretrained wrote, or makes one from a folder of only the transformer.
     `torch_dtype` is the dtype of the transformer and the VAE.
 
-    `text_encoder` is the folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), which is loaded in
-    `text_encoder_dtype` (Open-Sora itself runs it in float32); without it the pipeline takes prompt_embeds. `vae` is
-    the folder of a 2-D AutoencoderKL; without it the pipeline returns latents. Nothing is downloaded.
+    `text_encoder` is the folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), `vae` the folder of a 2-D
+    AutoencoderKL. Both replace what the directory holds, if anything. A pipeline without a text encoder takes
+    prompt_embeds, one without a VAE returns latents. The text encoder is loaded in `text_encoder_dtype` (Open-Sora
+    itself runs it in float32). Nothing is downloaded.
     """
     directory = Path(directory)
     parts: dict[str, Any] = {}

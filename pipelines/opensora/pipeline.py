@@ -117,9 +117,9 @@ class OpenSoraPipeline(DiffusionPipeline):
         """Returns the caption states for the transformer: a row for each of `prompts`, or `embeds` (states, mask) if
         given. `clean_caption`: whether texts are cleaned first, as in training (`text.clean_caption`).
 
-        With guidance (guidance_scale above 1) as many rows are appended: those of `negative_prompts`, with masks of
-        their own, or, if None, null captions, each with the mask of its prompt. Raises UsageError for texts if the
-        pipeline has no text encoder.
+        With guidance (guidance_scale above 1) as many rows are appended. They are those of `negative_prompts`, with
+        masks of their own. If `negative_prompts` is None, they are null captions, each with the mask of its prompt.
+        Raises UsageError for texts if the pipeline has no text encoder.
         """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
         states, mask = states.to(self._execution_device), mask.to(self._execution_device)
@@ -163,13 +163,14 @@ class OpenSoraPipeline(DiffusionPipeline):
 
         prompt                  a text or several
         negative_prompt         texts to guide away from; None: the null caption
-        resolution, aspect      names of a size in pixels, such as "240p" and "9:16"
+        resolution, aspect      names of a size in pixels, such as "240p" and "9:16" (height:width)
         height, width           pixels; given together, they replace resolution and aspect
         num_frames              a number, or a name such as "2s"
         fps                     frames per second
+        num_inference_steps     number of denoising steps
         guidance_scale          1 or less: no guidance
         generator               draws the starting noise
-        latents                 the starting noise, if it is not to be drawn
+        latents                 the starting noise (n, channels, frames, height, width); None: it is drawn
         prompt_embeds           caption states (n, 1, tokens, channels), in place of prompt
         prompt_attention_mask   (n, tokens), 0 for padding; needed with prompt_embeds
         references              for each prompt a list of latents, whose frames are copied into the video
@@ -179,8 +180,8 @@ class OpenSoraPipeline(DiffusionPipeline):
         output_type             "latent", or with a VAE "pil", "np" or "pt"
         return_dict             False: returns the frames in a tuple
 
-        callback_on_step_end(pipe, step, timestep, {"latents": latents}) may return a dict with other latents.
-        callback_on_step_end_tensor_inputs may name only "latents".
+        callback_on_step_end(pipe, step, timestep, {"latents": latents}) is called after each step, and may return a
+        dict with other latents. callback_on_step_end_tensor_inputs may name only "latents".
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):

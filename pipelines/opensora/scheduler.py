@@ -24,8 +24,8 @@ class VideoShape(NamedTuple):
 def time_ratio(shape: VideoShape) -> Tensor:
     """Returns the factor (n,) by which the timestep transform shifts the times of each of n videos towards noise.
 
-    The factor is 1 for a 512 x 512 image, and larger for more pixels or frames. As in Open-Sora, the formula gives 0
-    for 2 to 16 frames, which the transform cannot use. The factor is computed in the dtype of `shape`.
+    The factor is 1 for a 512 x 512 image, and larger for more pixels or frames. For 2 to 16 frames the formula gives
+    the factor 0, as in Open-Sora; the transform cannot use this factor. The factor is computed in the dtype of `shape`.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
@@ -84,9 +84,9 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         """Sets the attribute `timesteps` (steps, n), on `device`: the times of a run with `num_inference_steps` steps.
         n is the number of videos in `shape`, or `rows` without `shape`.
 
-        The timestep transform, if the config switches it on, needs `shape`. Its rounding can put the first time just
-        above num_timesteps (144p images in float32). In that case a run with a frame mask denoises no frame in its
-        first step, as in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without
+        The timestep transform, if the config switches it on, needs `shape`. It can round the first time to just above
+        num_timesteps, as for 144p images in float32. Then a run with a frame mask (frames to keep) denoises no frame in
+        its first step, as in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without
         `shape`.
         """
         if num_inference_steps < 1:
@@ -114,10 +114,10 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time and returns it, in a tuple if `return_dict`
-        is False. `timestep` (n,) is this step's time.
+        """Moves `sample` along the velocity `model_output` to the time of the next step, or after the last step to time
+        0, and returns it, in a tuple if `return_dict` is False. `timestep` (n,) is the time of this step.
 
-        Raises UsageError if all steps since set_timesteps are taken.
+        Raises UsageError if no step is left; set_timesteps begins a new run.
         """
         if self._step_index >= len(self.timesteps):
             raise UsageError("step: all steps are taken. Call set_timesteps before the next run.")

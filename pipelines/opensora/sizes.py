@@ -60,7 +60,8 @@ def video_size(resolution: str, aspect: str) -> tuple[int, int]:
 
 
 def frame_count(frames: int | str) -> int:
-    """Returns the number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image").
+    """Returns `frames` as a number of frames: a whole number, also given as a text, or the name of a duration. "2s" and
+    "1x" are 51 frames, "4s" and "2x" 102, and so on up to "32s" and "16x"; "image" is 1 frame.
 
     Raises UsageError for any other text, and for a number below 1.
     """

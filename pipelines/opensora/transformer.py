@@ -20,8 +20,9 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     """Alternating spatial and temporal blocks over patches of latent frames; predicts the rectified-flow velocity.
 
     Parameter names and shapes are those of hpcai-tech/OpenSora-STDiT-v3. Fields of the config that only concern
-    training or kernels, such as class_dropout_prob, are kept and change nothing. With skip_y_embedder the argument y of
-    a call is already projected and packed without padding, (1, sum of lengths, C), and mask has the lengths.
+    training or kernels, such as class_dropout_prob, are kept and change nothing. If the field skip_y_embedder is True,
+    the caller embeds the captions: the argument y is then their tokens, packed without padding, (1, sum of lengths, C),
+    and the argument mask has the lengths.
     """
 
     _no_split_modules = ["STDiT3Block"]  # type: ignore[assignment]  # noqa: RUF012 - the form diffusers reads
@@ -86,9 +87,9 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     ) -> Tensor:
         """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
-        x is (B, in, Tx, Hx, Wx); timestep (B,), 0 (clean) to 1000 (noise); y (B, 1, L, E), caption states; mask (B, L),
-        0 for padding in y, or fewer rows to repeat; x_mask (B, Tx), False for clean frames. fps (frames per second),
-        height and width (pixels) are required, each (m,), where m divides B. num_frames and ar are ignored.
+        x is (B, in, Tx, Hx, Wx); timestep (B,), 0 (clean) to 1000 (noise); y (B, 1, L, E), caption states; mask (n, L),
+        0 for padding in y, is repeated from n to B rows; x_mask (B, Tx), False for clean frames. fps (frames per
+        second), height and width (pixels) must be given, each (m,); n and m divide B. num_frames and ar are ignored.
         """
         if fps is None or height is None or width is None:
             raise UsageError("forward: fps, height or width is missing. Pass all three as tensors.")
@@ -139,8 +140,9 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
 
 
 def initialize(model: STDiT3) -> None:
-    """Sets the values that training starts from: xavier-uniform weights and zero biases. The last weights of
-    fps_embedder and of each part of a temporal block are zero, so that these add nothing at first."""
+    """Sets the values that training starts from: xavier-uniform weights and zero biases. The weight of the last layer
+    is zero in fps_embedder and in both attentions and the MLP of each temporal block, so that these add nothing at
+    first."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -70,7 +70,7 @@ def test_repeated_entries_and_blank_cells(tmp_path):
 
 REFUSED = {
     "ragged.csv": ("Prompt,Category\na red cube, shiny,Colors\n", "line 2: has 3 cells, but the header has 2"),
-    "headless.csv": ("a red cube\na fox\n", "no column of prompts among 'a red cube'. Name it prompt"),
+    "headless.csv": ("a red cube\na fox\n", "no column of prompts among 'a red cube'. Name the column prompt"),
     "header.csv": ("Prompt,Category\n", "holds no prompts"),
     "two.csv": ("text,caption\na,b\n", "'text' and 'caption' may hold the prompts. Rename the right one to prompt"),
     "same.csv": ("Prompt,prompt\na,b\n", "'Prompt' and 'prompt' may hold"),

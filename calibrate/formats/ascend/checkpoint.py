@@ -104,9 +104,9 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise levels of the rows of the checkpoint: each W8A8_TIMESTEP layer has one row of scales, zero points,
-        deq and quant_bias for each level. They are the noise levels of the denoising steps for which the checkpoint was
-        written. If it was written without steps, each timestep bin contains at least one of the levels. Empty without
+        """The noise levels of the denoising steps for which the checkpoint was written. Each W8A8_TIMESTEP layer has
+        one row of scales, zero points, deq and quant_bias for each of these levels. If the checkpoint was not written
+        for certain steps, the levels are chosen so that each timestep bin contains at least one. Empty if there are no
         W8A8_TIMESTEP layers.
 
         Reading the property raises FileError if the metadata of the weight file are damaged.
@@ -177,13 +177,14 @@ def file_names_in(directory: Path) -> tuple[str, str]:
         for description in [name] * (directory / name).is_file() + ranks:
             return WEIGHT_FILE.format(scheme.lower() + rank_of(Path(description).stem)), description
     name = DESCRIPTION_FILE.format("w8a8")
-    raise FileError(f"{directory}: no ascend checkpoint (no {name}). Give the directory of an ascend checkpoint.")
+    fact = f"no ascend checkpoint, because it has no {name}"
+    raise FileError(f"{directory}: {fact}. Give the directory of an ascend checkpoint.")
 
 
 def rank_of(stem: str) -> str:
-    """Returns the part of a file name that gives its rank, a process of a distributed run: the underscore and the
-    digits at the end of `stem`, the name without extension, such as "_0". Returns "" if there is none. MindIE-SD reads
-    the rank of a file in the same way."""
+    """Returns the part of a file name that says which rank (process of a distributed run) the file is for, such as
+    "_0"; "" if there is none. `stem` is the file name without extension. The part is the underscore and the digits at
+    the end of `stem`. MindIE-SD reads the rank of a file in the same way."""
     match = re.search(r"_\d+$", stem)
     return match[0] if match else ""
 

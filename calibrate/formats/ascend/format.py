@@ -22,8 +22,8 @@ def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes the weight file and the description of a checkpoint in format `ascend` into `directory`: the integer
-    `layers`, and the other tensors of `model`. `modes` has the permissions of new files, `deployment` the noise levels
-    of the denoising steps."""
+    `layers`, and the other tensors of `model`. `modes` has the permissions of new files. Takes from `deployment` the
+    noise levels of the denoising steps."""
     from .write import write_ascend
 
     write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)

@@ -3,19 +3,20 @@
 
 - The description is a regular file, not a link, of mode 0640 or narrower. Its JSON has "model_quant_type", which names
   one of MindIE-SD's algorithms.
-- The weights lie beside it in quant_model_weight_{type in lower case}.safetensors, not a link, of mode 0640 or narrower
-  and at most 100 GiB.
+- The weight file lies beside the description and is called quant_model_weight_TYPE.safetensors, where TYPE is
+  "model_quant_type" in lower case. It is not a link, has mode 0640 or narrower, and at most 100 GiB.
 - A description whose stem ends in _<digits> belongs to the rank with this number in a distributed run.
 - A layer is quantized if it is an nn.Linear and the description gives an algorithm for its name, NAME.weight or
   NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
-- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. A W8A16 layer ignores its
-  mul_scale.
+- The tensor X.div.mul_scale, if there is one, multiplies the input of layer X, and the other tensors of X are called
+  X.linear.*. If X is a W8A16 layer, mul_scale is ignored.
 - The bias is read only if the layer of the float model has one.
-- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype in which the model runs.
-- W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the
-  timestep_config given to `quantize` says "static" for step i; without a timestep_config every step is computed
-  dynamically. The number of rows that the last layer has is the bound of i for all layers.
-- MindIE-SD runs in float16 or bfloat16. The device's matmul takes an int64 deq_scale in float16 only.
+- A W8A8 layer adds quant_bias to its sum and does not use its bias. W8A8_DYNAMIC and W8A16 layers use
+  weight_scale in the dtype in which the model runs.
+- A W8A8_TIMESTEP layer has the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i,
+  if the timestep_config given to `quantize` says "static" for step i. Without a timestep_config, every step is computed
+  as in W8A8_DYNAMIC. The largest i for all layers is given by the number of rows of the layer that was loaded last.
+- MindIE-SD runs in float16 or bfloat16. If deq_scale is int64, the device's matmul works in float16 only.
 """
 
 import os

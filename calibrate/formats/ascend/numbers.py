@@ -46,7 +46,8 @@ class LayerNumbers(NamedTuple):
 
 
 class LayerReader(NamedTuple):
-    """Reads the tensors of the layer `name` from `checkpoint`, and makes the FileErrors for faults in them."""
+    """Reads the tensors of the layer `name` from `checkpoint`. The FileErrors that its methods raise name the
+    tensor."""
 
     checkpoint: Checkpoint
     name: str
@@ -78,8 +79,8 @@ class LayerReader(NamedTuple):
 
 @np.errstate(invalid="ignore")  # damaged numbers
 def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
-    """Reads the weight codes, scales, zero points, biases and the like of the integer layer `name`. Raises FileError
-    for numbers that no export writes, such as a negative scale."""
+    """Reads the weight codes, scales, zero points, biases and other numbers of the integer layer `name`. Raises
+    FileError for numbers that no export writes, such as a negative scale."""
     reader, scheme = LayerReader(checkpoint, name), checkpoint.schemes[name]
     weight = reader.read("weight", ("int8",))
     if weight.ndim not in (2, 4) or not weight.size:
@@ -101,7 +102,9 @@ def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
     if scheme in RANGED:
         layer = _ranged(reader, layer)
         if multiplier is not None and multiplier.dtype != layer.dtype:
-            raise reader.fault(MUL_SCALE, f"is torch.{multiplier.dtype}, but input_scale is torch.{layer.dtype}")
+            raise reader.fault(
+                MUL_SCALE, f"is torch.{multiplier.dtype}, but has to be torch.{layer.dtype}, as input_scale"
+            )
     elif scheme == DYNAMIC:
         _check_accumulator(reader, "weight", np.zeros(1, np.int32), weight, 127)
     return layer
@@ -131,8 +134,9 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Returns `layer`, a W8A8 or W8A8_TIMESTEP layer, with the input scale, zero point, deq and quant_bias that
-    `reader` reads. The field `dtype` becomes that of the stored input scale, which is the dtype of the float layer."""
+    """Reads the input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer with `reader`, and returns
+    a copy of `layer` that has them. The field `dtype` of the copy is the dtype of the stored input scale, which is that
+    of the float layer."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -166,7 +170,7 @@ def _deq(reader: LayerReader, dtype: str, shape: tuple[int, ...]) -> Array:
 
 def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight: Array, largest: int) -> None:
     if int(np.abs(quant_bias.astype(np.int64)).max()) + largest * 127 * weight[0].size >= 2**31:
-        raise reader.fault(key, "is so large that the layer's sum could overflow int32")
+        raise reader.fault(key, "has values so large that the layer's sum could overflow int32")
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:

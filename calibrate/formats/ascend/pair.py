@@ -19,9 +19,9 @@ def write_pair(
 
     `names` are the names of the weight file and the description. `fill` is called with a staging directory, into which
     it writes these two files. The manifest records `origin`, the fingerprint of the float model; `modes` has the
-    permissions of the files. A process that is interrupted never leaves a description with the wrong weights: without
-    other files in `target` the whole directory is replaced at once. Otherwise the old description is removed first, and
-    the new one is moved to `target` last, and without a description no software loads the weights.
+    permissions of the files. If `target` has no other files, the whole directory is replaced at once. Otherwise the old
+    description is removed first, and the new one is moved into `target` last. So a process that is interrupted never
+    leaves a description with the wrong weights.
 
     Raises UsageError unless the names end in .safetensors and .json, StorageError if `target` is not a directory or
     cannot be written.

@@ -62,8 +62,8 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
 
 
 def _tensor(array: Array) -> Tensor:
-    """Returns an array as a tensor. The tensor shares the memory of a large array, which has memory pages of its own. A
-    small array is copied into memory that torch allocates."""
+    """Returns `array` as a tensor. If it has LARGE bytes or more, the tensor shares its memory; a smaller array is
+    copied."""
     return torch.from_numpy(array) if array.nbytes >= LARGE else torch.tensor(array)
 
 

@@ -102,9 +102,9 @@ def tensors_and_description(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields the Ascend name and the tensor of each tensor of one layer. The name, such as "weight", does not begin
-    with the name of the layer. The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels
-    of the denoising steps."""
+    """Yields (name, tensor) for each tensor of one layer. The name is Ascend's, without the name of the layer, such as
+    "deq_scale". The input scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer have a row for each of
+    `levels`, the noise levels of the denoising steps."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

@@ -1,1 +1,2 @@
-"""Format `comfy`: one safetensors file with the model's native names, which ComfyUI loads as int8_tensorwise."""
+"""Format `comfy`: one safetensors file, which ComfyUI loads with its quantization `int8_tensorwise`. The tensors have
+the native names, those that the authors of the model use."""

@@ -1,7 +1,9 @@
-"""Checks whether ComfyUI loads an int8 file as it is meant, and what SGLang and stable-diffusion.cpp make of it.
+"""Checks whether ComfyUI computes with the int8 weights of a file correctly, and whether SGLang and
+stable-diffusion.cpp can load the file. The file may come from Octavo or from another program.
 
-ComfyUI reports only some faults of such a file. Each fault that it passes over in silence, such as integers without a
-marker, which it takes for weights, has a negative verdict here. Files of other programs are checked too.
+ComfyUI itself reports only some faults. A fault that it ignores has a negative verdict here too. For example, ComfyUI
+uses the codes of an int8 weight as float weights if the layer has no marker, the JSON object that says how the layer is
+quantized.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -28,8 +30,8 @@ _AGAIN = "Calibrate again with --format comfy, or ask the maker of the file for 
 
 
 def check(path: Path) -> list[Verdict]:
-    """Returns the verdicts on the file in format `comfy` at `path`, a file or the directory that holds it. A file that
-    cannot be read gives a negative verdict, not an error."""
+    """Returns the verdicts on a file in format `comfy`. `path` is the path of the file, or of the directory that holds
+    it. A file that cannot be read gives a negative verdict, not an error."""
     file = file_in(path)
     if file is None:
         return [Verdict(COMFYUI, "files", False, f"{path}: holds no file with markers of ComfyUI. {_AGAIN}")]
@@ -41,7 +43,8 @@ def check(path: Path) -> list[Verdict]:
 
 
 def _for_comfyui(content: Content) -> Iterator[Verdict]:
-    """Yields the verdicts for ComfyUI, one for each entry of _CHECKS, and one on the names of the tensors."""
+    """Yields the verdicts for ComfyUI: one for each check in _CHECKS, which covers markers, scales, rotations and more,
+    and one on the names of the tensors. Yields a negative verdict besides if the file has no int8 weights."""
     layers = content.int8
     count = f"{len(layers)} int8 layers"
     if not layers and not content.integer_weights:
@@ -56,7 +59,9 @@ def _for_comfyui(content: Content) -> Iterator[Verdict]:
 
 
 def _markers(content: Content) -> Iterator[str]:
-    """Yields the faults of markers: one that cannot be read or is missing, and integers that are no matrix."""
+    """Yields the faults of markers in words. A marker is the JSON object that says how a layer is quantized. There are
+    two kinds of faults: a marker that cannot be read, has an unknown format or does not fit the layer's weight; and an
+    int8 weight that has no marker or does not have two axes."""
     yield from content.faults
     markers = content.effective
     for name in content.integer_weights:
@@ -76,7 +81,8 @@ def _markers(content: Content) -> Iterator[str]:
 
 
 def _agreement(content: Content) -> Iterator[str]:
-    """Yields the layers whose two markers disagree. ComfyUI takes that of the metadata."""
+    """Yields a fault for each layer whose marker in the layer's tensor differs in format or rotation from its marker in
+    the metadata of the file. ComfyUI obeys the marker in the metadata."""
     for name, marker in (content.metadata or {}).items():
         other = content.markers.get(name)
         if other is None or (marker.get("format") == other.get("format") and rotation_of(marker) == rotation_of(other)):
@@ -86,13 +92,13 @@ def _agreement(content: Content) -> Iterator[str]:
 
 
 def _text(marker: Marker) -> str:
-    """Returns the format and the rotation of a marker in words."""
     group = rotation_of(marker)
     return f"{marker.get('format')} {'not rotated' if group is None else f'rotated by {group}'}"
 
 
 def _scales(content: Content) -> Iterator[str]:
-    """Yields the faults of weight scales: missing, of a dtype or shape that ComfyUI cannot use, or not positive."""
+    """Yields the faults of weight scales in words: a scale that is missing, has a dtype or shape that ComfyUI cannot
+    use, or has a number that is not positive and finite."""
     for name in content.int8:
         weight, scale = (content.tensors.get(f"{name}.{leaf}") for leaf in ("weight", "weight_scale"))
         if weight is None or len(weight.shape) != 2:
@@ -111,7 +117,8 @@ def _scales(content: Content) -> Iterator[str]:
 
 
 def _rotations(content: Content) -> Iterator[str]:
-    """Yields the faults of rotations: a size of groups that has no matrix, or that is given but not asked for."""
+    """Yields the faults of rotations in words: a group size that is no power of four or does not divide the number of
+    inputs, and a marker that gives a group size but does not switch the rotation on."""
     for name, marker in content.int8.items():
         group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
         if group is None:
@@ -128,7 +135,8 @@ def _is_power_of_four(group: object) -> bool:
 
 
 def _dropped(content: Content) -> Iterator[str]:
-    """Yields the tensors beside int8 weights that ComfyUI drops, although the layer's output depends on them."""
+    """Yields a fault for each tensor of an int8 layer that ComfyUI ignores although the layer's output depends on it,
+    such as a smoothing multiplier."""
     for name in dict.fromkeys([*content.int8, *content.integer_weights]):
         for leaf in _DROPPED:
             if f"{name}.{leaf}" in content.tensors:
@@ -136,7 +144,7 @@ def _dropped(content: Content) -> Iterator[str]:
 
 
 def _keys(content: Content) -> Iterator[str]:
-    """Yields the keys of int8 markers that ComfyUI does not read."""
+    """Yields a fault for each key that ComfyUI does not read in the marker (JSON description) of an int8 layer."""
     for name, marker in content.int8.items():
         for key in sorted(set(map(str, marker)) - _KEYS):
             yield f"{name} has the key {key!r} in its marker, which ComfyUI silently passes over"
@@ -153,8 +161,8 @@ _CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
 
 
 def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
-    """Returns the family of a file with tensors of these `names`, None if it is unknown, and whether the names are
-    native."""
+    """Returns the `Family` (the native names) of the model that has tensors of these `names`, and True if `names` are
+    native names, False if they are those of diffusers. Returns (None, True) if no family has such names."""
     for family in FAMILIES.values():
         if family.diffusers in names:
             return family, False
@@ -162,7 +170,9 @@ def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
 
 
 def _names(content: Content) -> Verdict:
-    """Returns the verdict on whether the tensors have native names."""
+    """Returns the verdict on whether the tensors have the native names that ComfyUI reads. The verdict is negative if
+    they have the names of diffusers. Names of a model that Octavo does not know are not checked, and give a positive
+    verdict."""
     family, native = family_in(content.names)
     if family is None:
         return Verdict(COMFYUI, "names", True, "not those of a model that Octavo knows, so they were not checked")
@@ -173,7 +183,8 @@ def _names(content: Content) -> Verdict:
 
 
 def _for_sglang(content: Content) -> Verdict:
-    """Returns the verdict on whether SGLang loads the file: it takes rotated layers only, and of few models."""
+    """Returns the verdict on whether SGLang loads the file. SGLang needs every int8 layer to be rotated, in groups of
+    16, 64 or 256 channels, and loads only Qwen-Image-2.1 among the models that Octavo knows."""
     family, _ = family_in(content.names)
     for name, marker in content.int8.items():
         group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
@@ -189,7 +200,8 @@ def _for_sglang(content: Content) -> Verdict:
 
 
 def _for_cpp(content: Content) -> Verdict:
-    """Returns the verdict on whether stable-diffusion.cpp loads the file: it reads the markers in tensors."""
+    """Returns the verdict on whether stable-diffusion.cpp loads the file. The verdict is negative if an int8 layer has
+    no tensor `comfy_quant`, from which stable-diffusion.cpp reads the layer's marker."""
     for name in content.integer_weights:
         if name not in content.markers:
             return Verdict(CPP, "layers", False, f"{name} has no tensor comfy_quant, which stable-diffusion.cpp reads")

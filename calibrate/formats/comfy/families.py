@@ -1,4 +1,5 @@
-"""Lists the models whose native names are known: `FAMILIES`, by the model's class in diffusers."""
+"""Defines FAMILIES, a dict from the name of a model's class in diffusers to the native names of its tensors, which
+ComfyUI reads."""
 
 from .family import Family
 from .image_families import AURAFLOW, CHROMA, FLUX, FLUX2, KREA2, QWEN_IMAGE, QWEN_IMAGE_21, SD3, Z_IMAGE

@@ -1,9 +1,10 @@
-"""Defines Family, which holds the names that ComfyUI gives to the tensors of a model.
+"""Defines Family, which holds the native names of a model's tensors: the names that the model's authors use in their
+files, and that ComfyUI reads.
 
-A rule maps names in diffusers to a native name, the one in the files of the model's authors, which ComfyUI reads. The
-key of a rule is the native name, its value the name in diffusers, or a tuple of names whose rows are concatenated. A
-rule renames a tensor of exactly that name and all tensors below it: "time_in" also stands for "time_in.weight". Of
-several rules for a name, the one with the longest name in diffusers counts. `{}` stands for the number of a block.
+A rule maps names in diffusers to a native name. The key of a rule is the native name. Its value is the name in
+diffusers, or a tuple of names in diffusers whose tensors are concatenated along the rows. A rule renames the tensor of
+exactly that name and all tensors below it: "time_in" also stands for "time_in.weight". If several rules fit a name, the
+rule with the longest name in diffusers is used. `{}` stands for the number of a block.
 """
 
 from collections.abc import Mapping
@@ -13,19 +14,23 @@ Rules = Mapping[str, str | tuple[str, ...]]
 
 
 class Family(NamedTuple):
-    """The native names of one model class.
+    """The native names of one model class, those that the model's authors use and ComfyUI reads.
 
     | field        | meaning                                                                                       |
     |--------------|-----------------------------------------------------------------------------------------------|
-    | title        | name of the models, for messages                                                              |
-    | rules        | dict from native name to the names in diffusers                                               |
-    | native       | a tensor that every file with native names has                                                |
-    | diffusers    | a tensor that every file with diffusers' names has, and none with native names                |
-    | swapped      | native names of layers whose first and second half of rows are exchanged                      |
-    | swapped_last | the same, for the last block only                                                             |
-    | flat         | native names of tensors whose axes are joined into one                                        |
-    | only         | dict from a key of the model's config to the only value for which there are native names      |
-    | flags        | dict from a key of the model's config to the name of the empty tensor that stands for it      |
+    | title        | name of the model, for messages                                                               |
+    | rules        | dict from native name to the name or names in diffusers                                       |
+    | native       | native name of a tensor that every file with native names has                                 |
+    | diffusers    | name of a tensor that every file with diffusers' names has, and no file with native names;    |
+    |              | None if there is no such tensor                                                               |
+    | swapped      | native names of layers in whose tensors the first and the second half of rows are exchanged,  |
+    |              | compared with diffusers                                                                       |
+    | swapped_last | native names of layers in whose tensors the halves are exchanged in the last block only       |
+    | flat         | native names of tensors that are flattened to one axis, unlike in diffusers                   |
+    | only         | dict from a key of the model's config to the value that it must have: the native names of     |
+    |              | models with another value are not known                                                       |
+    | flags        | dict from a key of the model's config to the name of an empty tensor, which a native file     |
+    |              | has if the value of the key is true                                                           |
     """
 
     title: str
@@ -40,7 +45,8 @@ class Family(NamedTuple):
 
 
 def below(native: str, diffusers: str, rules: Rules) -> dict[str, str | tuple[str, ...]]:
-    """Returns `rules` with the prefix `native` before their native names and `diffusers` before the others."""
+    """Returns a copy of `rules` with the prefix `native` before every native name, and the prefix `diffusers` before
+    every name in diffusers."""
 
     def prefixed(names: str | tuple[str, ...]) -> str | tuple[str, ...]:
         return f"{diffusers}{names}" if isinstance(names, str) else tuple(f"{diffusers}{name}" for name in names)
@@ -49,5 +55,6 @@ def below(native: str, diffusers: str, rules: Rules) -> dict[str, str | tuple[st
 
 
 def same(*names: str) -> dict[str, str]:
-    """Returns rules for names that are the same in diffusers."""
+    """Returns rules for `names`, the names of layers or tensors that have the same name in diffusers and in native
+    files."""
     return {name: name for name in names}

@@ -24,20 +24,22 @@ def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes `model`, with the integer `layers` in place of its float layers, as one file in format `comfy` into
-    `directory`. `modes` are the permissions; `deployment` has the folded parameters."""
+    `directory`. `modes` has the permissions of new files. Takes from `deployment` the float parameters that smoothing
+    factors were folded into."""
     from .write import write_comfy
 
     write_comfy(layers, model, directory, modes, parameters=deployment.parameters)
 
 
 def find(directory: Path) -> Path | None:
-    """Returns `directory` if it holds a file in format `comfy`, of Octavo or of another program, else None."""
+    """Returns `directory` if it holds a file in format `comfy`, written by Octavo or by another program; otherwise
+    None."""
     return directory if directory.is_dir() and file_in(directory) else None
 
 
 def describe(path: Path) -> Description:
-    """Describes the file in format `comfy` at `path`, a file or the directory that holds it: its model, and the number
-    of its int8 layers by their rotation.
+    """Describes a file in format `comfy`: its model, and the number of its int8 layers for each group size of the
+    rotation. `path` is the path of the file, or of the directory that holds it.
 
     Raises FileError for a file that is missing or damaged.
     """

@@ -1,4 +1,4 @@
-"""The native names of models that draw pictures, as data."""
+"""Lists the native names of models that draw pictures, one `Family` for each model."""
 
 from .family import Family, Rules, below, same
 

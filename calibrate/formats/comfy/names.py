@@ -1,4 +1,5 @@
-"""Finds the native names of a model's tensors, and the layers that become one matrix under a native name.
+"""Converts the names of a model's tensors in diffusers to the native names that ComfyUI reads, and finds the layers
+that are concatenated into one matrix under a native name.
 
 Importing this module needs no torch.
 """
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.capture.errors import UsageError
 
+from ..native import not_linear
 from .families import FAMILIES
 from .family import Family
 
@@ -20,8 +22,9 @@ INSTEAD = "Use --format diffusers."
 
 
 class Rows(NamedTuple):
-    """The tensors whose rows make a native tensor: their names in diffusers, in order; whether the first and the
-    second half of the rows are exchanged; and whether the axes are joined into one."""
+    """Says how a tensor with a native name is made of tensors in diffusers. The tensors called `names` in diffusers are
+    concatenated along the rows, in this order. If `swapped` is True, the first and the second half of the rows are then
+    exchanged. If `flat` is True, the result is then flattened to one axis."""
 
     names: tuple[str, ...]
     swapped: bool = False
@@ -29,9 +32,10 @@ class Rows(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """A rule that renames tensors: `pattern` matches names in diffusers and captures the number of the block, if there
-    is one, and what follows; `part` is the position of the tensor's rows in the native tensor, `parts` the number of
-    positions."""
+    """A rule that renames tensors. `pattern` matches names in diffusers, and captures the number of the block, if there
+    is one, and the rest of the name. `native` is the native name, with {} for the number of the block. A native tensor
+    is the concatenation of `parts` tensors in diffusers; a tensor that this rule renames has the position `part` among
+    them, counted from 0."""
 
     pattern: re.Pattern[str]
     native: str
@@ -40,7 +44,7 @@ class _Rule(NamedTuple):
 
     @classmethod
     def of(cls, name: str, native: str, part: int = 0, parts: int = 1) -> "_Rule":
-        """Makes the rule from `name`, the name in diffusers, with {} for the number of the block."""
+        """Makes the rule from `name`, the name in diffusers, in which {} stands for the number of the block."""
         pattern = re.escape(name).replace(re.escape("{}"), r"(\d+)")
         return cls(re.compile(pattern + r"((?:\..*)?)"), native, part, parts)
 
@@ -58,7 +62,8 @@ def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
 
 
 def family_of(model: "nn.Module") -> Family:
-    """Returns the family of a model. Raises UsageError for a model without native names."""
+    """Returns the `Family`, the native names, of a model. Raises UsageError for a model whose native names are not
+    known."""
     config = getattr(model, "config", None)
     if reason := refusal(type(model).__name__, config if isinstance(config, Mapping) else {}):
         raise UsageError(f"format comfy: {reason}")
@@ -66,10 +71,11 @@ def family_of(model: "nn.Module") -> Family:
 
 
 def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
-    """Returns a dict from each native name to the tensors that it is made of. `names` are the names of all tensors of a
-    model in diffusers.
+    """Returns a dict from native name to `Rows`, which names the tensors in diffusers that the native tensor is made
+    of. `names` are diffusers' names of all tensors of a model.
 
-    Raises UsageError for a tensor without a native name, and for a native tensor some of whose rows the model lacks.
+    Raises UsageError for a tensor that has no native name, and for a native tensor of which the model has only some of
+    the parts.
     """
     found: dict[str, dict[int, str]] = {}
     rules: dict[str, tuple[_Rule, str]] = {}
@@ -91,8 +97,8 @@ def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
 
 
 def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
-    """Returns the rule of `family` that renames the tensor `name`, and what its pattern captures. Raises UsageError if
-    there is none."""
+    """Returns the rule of `family` that renames the tensor `name`, and the groups that the rule's pattern captures: the
+    number of the block, if there is one, and the rest of the name. Raises UsageError if there is no such rule."""
     for rule in _rules(family.title):
         if match := rule.pattern.fullmatch(name):
             return rule, match.groups()
@@ -101,7 +107,7 @@ def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
 
 @cache
 def _rules(title: str) -> tuple[_Rule, ...]:
-    """Returns the rules of the family called `title`; those with the longest names in diffusers first."""
+    """Returns the rules of the family called `title`, sorted from the longest name in diffusers to the shortest."""
     family = next(family for family in FAMILIES.values() if family.title == title)
     rules: list[tuple[int, _Rule]] = []
     for native, sources in family.rules.items():
@@ -111,8 +117,8 @@ def _rules(title: str) -> tuple[_Rule, ...]:
 
 
 def together(model: "nn.Module") -> list[list[str]]:
-    """Returns the groups of layers of `model` that become one matrix under a native name, such as query, key and value;
-    [] for a model of a class without native names."""
+    """Returns groups of layer names: the layers in a group, such as query, key and value, are concatenated into one
+    matrix under a native name. Returns [] for a `model` of a class whose native names are not known."""
     family = FAMILIES.get(type(model).__name__)
     if family is None:
         return []
@@ -122,7 +128,10 @@ def together(model: "nn.Module") -> list[list[str]]:
 
 
 def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns those of the layers `names` of `model`, which would become integers, that are one matrix together with a
-    layer that stays float."""
-    parted = [group for group in together(model) if not set(group).issubset(names)]
-    return {name for group in parted for name in group if name in names}
+    """Returns the names of the layers that have to stay float, among `names`, the layers of `model` that would become
+    integers. They are the convolutions, and the layers that are concatenated into one matrix with a layer that stays
+    float."""
+    convolutions = not_linear(model, names)
+    integers = set(names) - convolutions
+    parted = [group for group in together(model) if not integers.issuperset(group)]
+    return convolutions | {name for group in parted for name in group if name in integers}

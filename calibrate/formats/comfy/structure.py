@@ -1,5 +1,5 @@
-"""The structure of a file in format `comfy`: names, keys, the marker of a layer, and what a file contains. Needs no
-torch."""
+"""Defines the names in a file in format `comfy`, and reads what such a file contains. A marker is the JSON object that
+says how a layer is quantized. Importing this module needs no torch."""
 
 import json
 from pathlib import Path
@@ -22,29 +22,30 @@ Marker = dict[str, Any]
 
 
 def marker_of(group: int | None) -> Marker:
-    """Returns the marker of an int8 layer. `group` is the number of channels in a group of its rotation; None if its
-    input is not rotated."""
+    """Returns the marker of an int8 layer, a dict that says how the layer is quantized. `group` is the number of
+    channels in a group of the layer's rotation; None if its input is not rotated."""
     return {"format": INT8} | ({} if group is None else {"convrot": True, "convrot_groupsize": group})
 
 
 def rotation_of(marker: Marker) -> Any:
-    """Returns the number of channels in a group by which ComfyUI would rotate the input of a layer with this `marker`,
-    as it is written there; None if it would not rotate the input."""
+    """Returns the group size of the rotation, in channels, that ComfyUI would apply to the input of a layer with this
+    `marker`; None if it would not rotate the input. The group size is not checked, and may be a value of any type."""
     params = marker.get("params")
     both = (params if isinstance(params, dict) else {}) | marker
     return both.get("convrot_groupsize", GROUP) if both.get("convrot") else None
 
 
 class Content(NamedTuple):
-    """The contents of a safetensors file that ComfyUI's quantization depends on.
+    """The contents of a safetensors file that determine how ComfyUI reads its quantized layers. A marker is a dict that
+    says how a layer is quantized.
 
     | field    | meaning                                                                                            |
     |----------|----------------------------------------------------------------------------------------------------|
     | path     | path of the file                                                                                   |
-    | tensors  | dtype, shape and place of each tensor, by name                                                     |
+    | tensors  | dict from tensor name to dtype, shape and byte offset                                              |
     | markers  | dict from layer name to the marker in the layer's tensor `comfy_quant`                             |
-    | metadata | dict from layer name to the marker in the file's metadata; None if the metadata have none          |
-    | faults   | markers and metadata that cannot be read, in words                                                 |
+    | metadata | dict from layer name to the marker in the file's metadata; None if the metadata have no markers    |
+    | faults   | a sentence for each marker, or metadata, that cannot be read                                       |
     """
 
     path: Path
@@ -76,12 +77,13 @@ class Content(NamedTuple):
 
     @property
     def effective(self) -> dict[str, Marker]:
-        """The markers by which ComfyUI loads the layers: a marker in the metadata replaces that of the tensor."""
+        """A dict from layer name to the marker that ComfyUI obeys: the marker in the metadata, or if that is absent,
+        the marker in the layer's tensor `comfy_quant`."""
         return self.markers | (self.metadata or {})
 
     @property
     def int8(self) -> dict[str, Marker]:
-        """The markers of the layers that ComfyUI loads as int8."""
+        """A dict from layer name to marker, with only the layers that ComfyUI loads as int8."""
         return {name: marker for name, marker in self.effective.items() if marker.get("format") == INT8}
 
     @property
@@ -92,7 +94,8 @@ class Content(NamedTuple):
 
     @property
     def names(self) -> set[str]:
-        """The names of all tensors, without the prefix that files with more than a diffusion model have."""
+        """The names of all tensors, without the prefix, such as "model.diffusion_model.", that distinguishes a
+        diffusion model from other models in the same file."""
         for prefix in PREFIXES:
             if any(name.startswith(prefix) for name in self.tensors):
                 return {name.removeprefix(prefix) for name in self.tensors}
@@ -100,7 +103,8 @@ class Content(NamedTuple):
 
 
 def _marker_at(path: Path, stored: Stored) -> Marker | None:
-    """Reads the marker that a tensor holds; None if it is not a JSON object."""
+    """Reads the marker, a JSON object in bytes, from the tensor `stored` in the file at `path`. Returns None if the
+    tensor holds no JSON object."""
     if stored.dtype != "uint8" or stored.bytes > _MARKER_LIMIT:
         return None
     try:
@@ -111,7 +115,8 @@ def _marker_at(path: Path, stored: Stored) -> Marker | None:
 
 
 def _layers_in(text: str) -> dict[str, Marker] | None:
-    """Returns the markers in the metadata `text`, by layer; None if the text has another form."""
+    """Returns a dict from layer name to marker, read from `text`, the entry about quantization in a file's metadata.
+    Returns None if `text` is not JSON, or not a JSON object with a dict "layers" of markers."""
     try:
         layers = json.loads(text)["layers"]
         return layers if all(isinstance(marker, dict) for marker in layers.values()) else None
@@ -120,8 +125,9 @@ def _layers_in(text: str) -> dict[str, Marker] | None:
 
 
 def file_in(path: Path) -> Path | None:
-    """Returns the file in format `comfy` at `path`: `path` itself if it is not a directory; in a directory the file
-    that Octavo writes, or else the first safetensors file with markers. None if there is none."""
+    """Returns the path of a file in format `comfy`. If `path` is not a directory, that is `path` itself. In a directory
+    it is the file with the name that Octavo writes, or else the first safetensors file with markers. Returns None if a
+    directory holds neither."""
     if not path.is_dir():
         return path
     if (path / FILE).is_file():
@@ -130,7 +136,8 @@ def file_in(path: Path) -> Path | None:
 
 
 def _has_markers(path: Path) -> bool:
-    """Returns whether the file at `path` has markers of ComfyUI's quantization; False for a file that is damaged."""
+    """Returns whether the file at `path` has markers, which say how a layer is quantized. Returns False for a file that
+    is damaged."""
     try:
         tensors, metadata = read_header(path)
     except (OctavoError, OSError):

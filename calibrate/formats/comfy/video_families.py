@@ -1,4 +1,4 @@
-"""The native names of models that make videos, as data."""
+"""Lists the native names of models that make videos, one `Family` for each model."""
 
 from .family import Family, Rules, below, same
 

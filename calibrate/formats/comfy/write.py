@@ -1,12 +1,13 @@
-"""Writes the format `comfy`: one safetensors file for ComfyUI's int8 (`int8_tensorwise`), with native names.
+"""Writes the format `comfy`: one safetensors file for ComfyUI's quantization `int8_tensorwise`. The tensors have native
+names, those that the model's authors use.
 
 An integer matrix X has the tensors X.weight int8 (out, in), X.weight_scale float32 (out, 1), X.bias in the float
-model's dtype, and X.comfy_quant, the bytes of a JSON object: the marker, without which ComfyUI would take the integers
-for weights. The metadata of the file hold all markers once more under `_quantization_metadata`.
+model's dtype, and X.comfy_quant. The last one holds the bytes of a JSON object, the marker, without which ComfyUI would
+use the codes as float weights. The metadata of the file repeat all markers under `_quantization_metadata`.
 
-Layers whose rows become one matrix, such as query, key and value, keep their integers if all of them are integer layers
-with the same rotation. Otherwise the matrix is written in float, with the dequantized weights of its integer layers:
-their inputs then stay float, which only makes the output more accurate.
+Layers that are concatenated into one matrix, such as query, key and value, are written as integers if all of them are
+integer layers with the same rotation. Otherwise the matrix is written in float, with the dequantized weights of its
+integer layers. Their inputs then stay float, which only makes the output more accurate.
 """
 
 import json
@@ -39,7 +40,8 @@ _LEAVES = ("weight", "bias")
 
 
 class Source(NamedTuple):
-    """One tensor in diffusers' names: the float tensor to write, and the integer layer that it belongs to, or None."""
+    """A tensor of the model under its name in diffusers. `tensor` is the tensor of the float model. `layer` is the
+    integer layer that replaces the float layer to which the tensor belongs; None if that layer stays float."""
 
     tensor: Planned
     layer: QuantizedLayer | None
@@ -53,8 +55,8 @@ def write_comfy(
     *,
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
 ) -> None:
-    """Writes `model`, with the integer `layers` in it, as one file into an existing directory. `modes` has the
-    permissions of new files.
+    """Writes `model`, with the integer `layers` in place of its float layers, as one file into an existing directory.
+    `modes` has the permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value. Raises UsageError for a layer or a model that the format cannot hold, NumbersError for a number to be
@@ -77,8 +79,9 @@ def write_comfy(
 def native_tensors(
     sources: Mapping[str, Source], family: Family
 ) -> tuple[dict[str, Planned], dict[str, dict[str, Any]]]:
-    """Returns the tensors of a file by their native names in `family`, without the markers, and the marker of each int8
-    matrix by the name of the matrix. `sources` are the tensors by their names in diffusers."""
+    """Returns two dicts: from native name in `family` to tensor, without the markers; and from the name of each int8
+    matrix to its marker, a dict that says how the matrix is quantized. `sources` is a dict from name in diffusers to
+    tensor."""
     tensors: dict[str, Planned] = {}
     markers: dict[str, dict[str, Any]] = {}
     for native, rows in native_names(sources, family).items():
@@ -96,7 +99,8 @@ def native_tensors(
 
 
 def refusal_of(layer: QuantizedLayer) -> str | None:
-    """Returns the reason why the format cannot hold a layer, and what the user can do; None if it can."""
+    """Returns the reason why the format `comfy` cannot hold a layer, and what the user can do; None if it can hold the
+    layer."""
     if not isinstance(layer, QuantizedLinear):
         return "is a convolution, which ComfyUI does not load in int8. Keep the layer float."
     if layer.scheme != DYNAMIC:
@@ -107,8 +111,12 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
 def sources_of(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]
 ) -> dict[str, Source]:
-    """Returns a dict with the float tensors of `model` by their names in diffusers, in the order of its state dict,
-    with weight and bias of each of the integer `layers`. `parameters` is as in `write_comfy`."""
+    """Returns a dict from name in diffusers to `Source`, in the order of the state dict of `model`. A tensor of one of
+    the integer `layers` is listed only if it is the weight or the bias.
+
+    `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
+    the new value.
+    """
     named = all_names(layers, model)
     sources = {}
     for name, tensor in state(model, {}, parameters):
@@ -120,7 +128,8 @@ def sources_of(
 
 
 def _agree(integers: list[QuantizedLayer], parts: int) -> bool:
-    """Returns whether the rows of `parts` layers, of which `integers` are integer layers, can be one int8 matrix."""
+    """Returns whether layers that are concatenated can be written as one int8 matrix: whether all are integer layers
+    with the same rotation. `parts` is the number of the layers, `integers` are those that are integer layers."""
     return len(integers) == parts and all(
         same_transform(layer.transform, integers[0].transform) for layer in integers[1:]
     )
@@ -132,15 +141,17 @@ def _group(layer: QuantizedLayer) -> int | None:
 
 
 def _integer_tensors(integers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
-    """Returns weight and weight scale of the matrix that consists of the `rows` of `integers`."""
+    """Returns the tensors "weight" (codes) and "weight_scale" of the int8 matrix into which the weights of `integers`
+    are concatenated. `rows` says whether halves of the rows are then exchanged."""
     weights = [Planned.of(layer.weight.detach()) for layer in integers]
     scales = [Planned.of(layer.weight_scale.view(-1, 1)) for layer in integers]
     return {"weight": _joined(weights, rows), "weight_scale": _joined(scales, rows)}
 
 
 def _float(native: str, source: Source) -> Planned:
-    """Returns the float tensor of `source`: the dequantized weight or the bias of its integer layer, or the tensor of
-    the float model. `native` is the name under which it is written."""
+    """Returns the float tensor of `source`. If `source` belongs to an integer layer, that is the layer's dequantized
+    weight or its bias; otherwise it is the tensor of the float model. `native` is the name that the tensor will have in
+    the file."""
     layer = source.layer
     if layer is None:
         return source.tensor
@@ -152,7 +163,8 @@ def _float(native: str, source: Source) -> Planned:
 
 
 def dequantized(layer: QuantizedLayer) -> Tensor:
-    """Returns the weight of an integer layer in the layer's float dtype, not rotated."""
+    """Returns the weight of an integer layer in the layer's float dtype: codes times scale, with the layer's rotation
+    undone."""
     weight = layer.weight.detach().to(torch.float32) * layer.weight_scale.view(-1, 1)
     page_out(layer.weight)
     transform = layer.transform
@@ -160,7 +172,8 @@ def dequantized(layer: QuantizedLayer) -> Tensor:
 
 
 def _joined(parts: list[Planned], rows: Rows) -> Planned:
-    """Returns the plan of the native tensor that `parts` make, as `rows` says."""
+    """Returns a `Planned` tensor, which is computed when it is written. It is what `join` returns for the tensors of
+    `parts` and for `rows`."""
     if len(parts) == 1 and not rows.swapped and not rows.flat:
         return parts[0]
     shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
@@ -176,7 +189,8 @@ def _join(parts: list[Planned], rows: Rows) -> Tensor:
 
 
 def join(tensors: list[Tensor], rows: Rows) -> Tensor:
-    """Returns the native tensor that the rows of `tensors` make, as `rows` says."""
+    """Returns `tensors` concatenated along the rows. If `rows.swapped` is True, the first and the second half of the
+    rows are then exchanged. If `rows.flat` is True, the result is then flattened to one axis."""
     tensor = torch.cat(tensors)
     tensor = torch.cat(tensor.chunk(2)[::-1]) if rows.swapped else tensor
     return tensor.flatten() if rows.flat else tensor

@@ -99,8 +99,8 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Returns the verdict on whether the integer layers, which `structure` lists, give the output of the dequantized
-    layers, up to the errors that rounding and bias corrections can cause."""
+    """Returns the verdict on whether the integer layers compute the same outputs as the dequantized layers, except for
+    the errors that rounding and bias corrections can cause. `structure` lists the integer layers."""
     ratio, worst = 0.0, ""
     for name, kind in structure.kinds.items():
         layer = _layer(model, name, kind)

@@ -80,10 +80,11 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`; None
-    if neither holds one.
+    """Looks in `directory` and then in its subfolder `folder` for a model with the quant_method `method`, and returns
+    the path of the first one. Returns None if neither holds one.
 
-    Also returns the path of a damaged model, whose quant_method cannot be read, so that a check reports it.
+    A directory is also returned if its quant_method cannot be read because a file is damaged, so that a check reports
+    the damage.
     """
     for path in (directory, directory / folder):
         try:
@@ -95,10 +96,11 @@ def find_method(directory: Path, method: str, folder: str) -> Path | None:
 
 
 def find_intact(directory: Path, method: str, folder: str) -> Path | None:
-    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`; None
-    if neither holds one.
+    """Looks in `directory` and then in its subfolder `folder` for a model with the quant_method `method`, and returns
+    the path of the first one. Returns None if neither holds one.
 
-    Also returns the subfolder if its config.json is damaged, but not `directory`, which `find_method` reports.
+    If files of `directory` are damaged, it is skipped, because `find_method` returns it. If files of the subfolder are
+    damaged, the subfolder is returned, so that a check reports the damage.
     """
     try:
         if method_at(directory) == method:
@@ -112,12 +114,12 @@ def find_intact(directory: Path, method: str, folder: str) -> Path | None:
 
 
 def method_at(directory: Path) -> str | None:
-    """Returns the quant_method in the config.json of a directory, or "modelslim" for int8 weights that a description of
-    msModelSlim lies beside. Returns None if there is no config.json, or if it has no quantization_config, as for a
-    float model.
+    """Returns the quant_method in the config.json of a directory. If config.json has no quantization_config, returns
+    "modelslim" for int8 weights with a description of msModelSlim beside them, and None for float weights. Returns None
+    too if there are neither config.json nor weights.
 
     Raises FileError if config.json is damaged, if it is missing beside weights, or if it has no quantization_config
-    although the weights are int8.
+    although the weights are int8 and there is no description.
     """
     path = directory / CONFIG_FILE
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]

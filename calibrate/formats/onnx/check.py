@@ -23,8 +23,8 @@ _SCHEMES = ("W8A8", "W8A16")  # the schemes of integer layers in a graph
 
 
 class Layer(NamedTuple):
-    """Describes a node of a graph that has a weight: the name of its layer, its operator, its scheme (W8A8, W8A16 or
-    float), and the shape and the bytes of the weight."""
+    """Describes a node that has a weight: the name of its layer, its operator, its scheme (W8A8, W8A16 or float), and
+    the shape and the bytes of the weight."""
 
     name: str
     operator: str
@@ -78,8 +78,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its scales, zero points and int32 sums are within the bounds that an
-    export keeps, and whether onnxruntime and Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its scales and zero points are valid and its int32 sums cannot overflow,
+    and whether onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"

@@ -22,7 +22,7 @@ _SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its len
 
 class Builder:
     """Collects new nodes and initializers for a graph. `used` are the names that the graph already has. `free_name`
-    returns names that are not among them, each name once."""
+    returns names that are neither in `used` nor returned before."""
 
     def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -127,8 +127,8 @@ def float_graph(traced: "ModelProto") -> "ModelProto":
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
     """Renames the output of each placeholder, a node that stands for an integer layer during tracing, to the name of
-    the layer, because the exporter gives outputs only numbers. `order` is the list of the layers' names, in which a
-    placeholder has its index; `builder` makes the names unique."""
+    the layer; the exporter had given it only a number. A placeholder has the number i if its layer is order[i], a name.
+    `builder` makes the names unique."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}
@@ -167,8 +167,8 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Gives the name `batch`, in place, to the axis of variable length that comes first in an input of the graph, and
-    to the same axis of the other inputs and outputs. The exporter names this axis by a number."""
+    """Names the batch axis `batch`, in place, in all inputs and outputs of the graph. The exporter has the same number
+    as its name everywhere; the number is read from the first input whose axis 0 has a variable length."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:

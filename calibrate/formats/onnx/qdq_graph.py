@@ -5,9 +5,9 @@ multiply the integer sum by deq, the rounded product of input scale and weight s
 written as deq / input_scale, and the graph multiplies by the same deq with which calibration measured the accuracy. A
 Conv pads with the zero point, which stands for 0.0. A W8A16 layer has an int8 weight, dequantized, and a float bias.
 
-QuantizeLinear computes saturate(round(x / scale) + zero_point), while Octavo's layers round after they add the zero
-point. So a value halfway between two codes, or so near to halfway that its sum with the zero point rounds to a half,
-may get a code that differs by one from Octavo's. No code differs by more, and with a zero point of 0 all are equal.
+QuantizeLinear computes saturate(round(x / scale) + zero_point), Octavo's layers saturate(round(x / scale +
+zero_point)). The two codes can differ by one if x / scale is halfway between two integers, or so near to halfway that
+adding the zero point in float32 rounds the sum to halfway. Otherwise, and if the zero point is 0, both codes are equal.
 """
 
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def _input(builder: Builder, use: Use) -> str:
 def _weight_scale(use: Use) -> Tensor:
     scale = use.layer.deq.double() / use.layer.input_scale.double()
     if not bool(((scale >= _SMALLEST) & (scale <= torch.finfo(torch.float32).max)).all()):
-        raise NumbersError(f"{use.name}: the scale of the weight is outside float32. Keep the layer float.")
+        raise NumbersError(f"{use.name}: the scale of the weight is no float32 number. Keep the layer float.")
     return scale.float()
 
 

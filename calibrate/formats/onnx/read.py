@@ -134,8 +134,8 @@ def _checked(path: Path, tensor: "TensorProto") -> int:
         if os.fstat(descriptor).st_nlink > 1:
             fact = f"is a hard link, so the data of {path.name} have other file names too"
             raise damage(file, fact, "Copy the file in its place.")
-    offset, length = _number(file, entries.get("offset", "0")), _length(tensor, file)
-    if _number(file, entries.get("length", str(length))) != length:
+    offset, length = _number(file, tensor.name, entries.get("offset", "0")), _length(tensor, file)
+    if _number(file, tensor.name, entries.get("length", str(length))) != length:
         raise damage(
             file, f"tensor {tensor.name} has {entries['length']} bytes in this file, but needs {length}", _REMEDY
         )
@@ -145,9 +145,9 @@ def _checked(path: Path, tensor: "TensorProto") -> int:
     return length
 
 
-def _number(file: Path, text: str) -> int:
+def _number(file: Path, name: str, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19):
-        raise damage(file, f"'{text[:40]}' is not a valid offset or length", _REMEDY)
+        raise damage(file, f"'{text[:40]}' is not a valid offset or length of the tensor {name}", _REMEDY)
     return int(text)
 
 

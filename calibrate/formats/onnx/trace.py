@@ -109,7 +109,7 @@ def trace(
     count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
     names = list(input_names) if input_names else [f"input.{number}" for number in range(1, count + 1)]
     if len(names) != count or len(set(names)) != count:
-        raise UsageError(f"input_names: {names} for {count} inputs. Give each input a name of its own.")
+        raise UsageError(f"input_names: {names} do not name the model's {count} inputs. Give each input its own name.")
     failures = []
     for exporter in exporters:
         try:
@@ -121,7 +121,9 @@ def trace(
             failures.append(error)
     else:
         fact = _cause(failures[0])
-        raise MisfitError(f"{type(model).__name__}: torch.onnx cannot export this model ({fact}).") from failures[0]
+        kind = type(model).__name__
+        remedy = "Use the format ascend."
+        raise MisfitError(f"{kind}: torch.onnx cannot export this model ({fact}). {remedy}") from failures[0]
     _check_reached(proto, layers)
     return proto
 
@@ -139,11 +141,8 @@ def _cause(error: BaseException) -> str:
 
 
 def _with_two_rows(call: Any) -> Any:
-    """Returns a copy of the call, which tracing may change. In the copy, each tensor whose first axis has length 1 is
-    repeated to length 2.
-
-    Exporters would write a first axis of length 1 as a constant.
-    """
+    """Returns a copy of the arguments of `call`, because tracing may change them. In the copy, each tensor whose first
+    axis has length 1 is repeated to length 2; exporters would write a length of 1 as a constant."""
 
     def copied(x: Any) -> Any:
         if not isinstance(x, Tensor):

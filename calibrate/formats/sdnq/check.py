@@ -1,5 +1,5 @@
-"""Checks whether diffusers with the library sdnq can load a directory in format `sdnq`, and names what it would load
-wrongly without an error. The rules are in the module `rules`."""
+"""Checks whether diffusers with the library sdnq can load a directory in format `sdnq`. Also reports faults that change
+the output of the model without an error from sdnq. The rules are in the module `rules`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,8 +61,8 @@ _AGAIN = "octavo calibrate --format sdnq"
 
 
 def _settings(model: Model) -> Verdict:
-    """Returns the verdict on the keys of the quantization_config that change what sdnq computes from the same int8
-    weights."""
+    """Returns the verdict on the quantization_config: which of its keys, such as `use_hadamard`, change what sdnq
+    computes. Negative only if `use_svd` is set and the tensors that it needs are missing."""
     config = model.quantization
     stored = {name.rpartition(".")[2] for name in model.tensors}
     if config.get("use_svd") and "svd_up" not in stored:
@@ -75,7 +75,8 @@ def _settings(model: Model) -> Verdict:
 
 
 def _misfit(model: Model, name: str) -> str | None:
-    """Returns what sdnq would load wrongly of the int8 layer `name`, with advice; None if all is right."""
+    """Returns the first fault of the int8 layer `name` in words, such as a missing scale, with advice; None if sdnq
+    loads the layer correctly."""
     config, weight = model.quantization, model.tensors[name + WEIGHT].stored
     if listed(name + WEIGHT, words(config, FLOAT_LAYERS)):
         fact = f"{name}.weight is int8, but {FLOAT_LAYERS} has it: sdnq would take the integers for float weights"
@@ -107,8 +108,9 @@ def _wrong_scale(tensor: StoredTensor) -> bool:
 
 
 def _converted_floats(model: Model) -> str | None:
-    """Returns the name of a float weight that sdnq would take for int8, because it belongs to a linear layer (it has
-    two axes and a bias) and is not listed as float; None if there is none."""
+    """Returns the name of a float weight that sdnq would take for an int8 weight; None if there is none. That happens
+    to a weight that is not in `modules_to_not_convert` and seems to be that of a linear layer: it has two axes, and
+    there is a bias beside it."""
     floats = words(model.quantization, FLOAT_LAYERS)
     for name, tensor in model.tensors.items():
         if name.endswith(WEIGHT) and tensor.stored.dtype != "int8" and len(tensor.stored.shape) == 2:

@@ -23,8 +23,8 @@ def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into
-    `directory`, in format `sdnq`. `modes` are the permissions; `deployment` has the folded parameters and the size
-    limit of weight files."""
+    `directory`, in format `sdnq`. `modes` has the permissions of new files. Takes from `deployment` the float
+    parameters that smoothing factors were folded into, and the largest size of a weight file."""
     from .write import write_sdnq
 
     write_sdnq(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)

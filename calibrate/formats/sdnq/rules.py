@@ -4,10 +4,11 @@
   the quantization_config.
 - An int8 layer has X.weight, X.scale (float32, one number for each output channel) and X.bias if its float layer has
   one.
-- With `use_quantized_matmul` true, the input becomes int8 codes with a scale for each token, unless the call has fewer
-  than 32 tokens; such a call computes with float inputs. X.weight is then stored as (in, out) and X.scale as (1, out).
-- That holds only for layers whose sizes fit the matrix units, and that are not in the list `modules_to_not_use_matmul`.
-  For all other layers the input stays float, X.weight is (out, in) and X.scale (out, 1).
+- sdnq multiplies integers in a layer if `use_quantized_matmul` is true, if the layer's numbers of channels suit the
+  hardware (see `fits_matmul`), and if X.weight is not in the list `modules_to_not_use_matmul`.
+- A layer that multiplies integers turns its input into int8 codes with a scale for each token. If a call has fewer than
+  32 tokens, the input stays float. X.weight is stored as (in, out) and X.scale as (1, out).
+- In all other layers the input stays float. X.weight is stored as (out, in) and X.scale as (out, 1).
 - diffusers gives some modules float32 inputs, biases and scales in a model of any dtype: those that the model's class
   lists in `_keep_in_fp32_modules`. sdnq makes float weights of the model's dtype, so that such a layer ends with an
   error.
@@ -38,13 +39,15 @@ def in_float32(model: "nn.Module", name: str) -> bool:
 
 
 def fits_matmul(outputs: int, inputs: int) -> bool:
-    """Returns whether sdnq multiplies integers for a layer of this size, if it is asked to."""
+    """Returns whether sdnq can multiply integers in a layer with these numbers of output and input channels: both have
+    to be at least 32 and divisible by 16."""
     return min(outputs, inputs) >= _LEAST and outputs % _MULTIPLE == 0 and inputs % _MULTIPLE == 0
 
 
 def listed(parameter: str, names: Collection[Any]) -> bool:
-    """Returns whether sdnq takes the parameter called `parameter`, such as "proj.weight", for one of `names`: a name of
-    a parameter, one part of its name, a pattern with "*", or a beginning that follows a dot."""
+    """Returns whether sdnq finds the parameter called `parameter`, such as "proj.weight", in the list `names` of its
+    config. An entry of the list may be the name of a parameter, one part of it between dots, a pattern with "*", or a
+    dot and the beginning of a name."""
     parts = parameter.split(".")
     return any(
         parameter.startswith(name[1:]) if name.startswith(".")
@@ -54,13 +57,14 @@ def listed(parameter: str, names: Collection[Any]) -> bool:
 
 
 def words(config: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """Returns the list under `key` of a quantization_config; a single text counts as a list of one."""
+    """Returns the list under `key` of the quantization_config `config`. A string is returned as a list of one; [] for a
+    value of another type and without the key."""
     value = config.get(key)
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 
 
 def transposed(config: Mapping[str, Any], name: str, outputs: int, inputs: int) -> bool:
-    """Returns whether the weight of the layer `name`, with these numbers of channels, is stored as (in, out) under this
-    quantization_config."""
+    """Returns whether sdnq stores the weight of the layer `name` as (in, out) and not as (out, in). `config` is the
+    quantization_config; `outputs` and `inputs` are the layer's numbers of channels."""
     allowed = fits_matmul(outputs, inputs) and not listed(f"{name}.weight", words(config, FLOAT_INPUTS))
     return config.get(MATMUL) is True and allowed

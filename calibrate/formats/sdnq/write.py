@@ -1,8 +1,8 @@
 """Writes the format `sdnq`: a directory that diffusers loads with the library sdnq installed, and without Octavo.
 
-The names and the layout of the tensors are in the module `rules`. A W8A8_DYNAMIC layer is written for a product of
-integers, which computes a scale for each token as Octavo does. A W8A16 layer, and a W8A8_DYNAMIC layer whose size sdnq
-cannot multiply as integers, are listed in `modules_to_not_use_matmul`, so that their inputs stay float.
+The names and the layout of the tensors are in the module `rules`. sdnq computes a W8A8_DYNAMIC layer as Octavo does:
+with int8 codes of the input and a scale for each token. But it cannot do so for a layer of every size. A W8A8_DYNAMIC
+layer of another size, and each W8A16 layer, is listed in `modules_to_not_use_matmul`, so that its input stays float.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,13 +33,13 @@ def write_sdnq(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
-    `modes` has the permissions of new files.
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into an
+    existing directory. `modes` has the permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. More than `shard` bytes of weights become several files and an index. Raises UsageError for a layer
-    that the format cannot hold and for a model that is not a diffusers model, NumbersError for a number to be written
-    that is not finite.
+    the new value. Weights of more than `shard` bytes are split into several files with an index. Raises UsageError for
+    a layer that the format cannot hold and for a model that is not a diffusers model, NumbersError for a number to be
+    written that is not finite.
     """
     config = config_of(model)
     check_linears("sdnq", layers, (DYNAMIC, WEIGHT_ONLY), "Use --activations dynamic.")

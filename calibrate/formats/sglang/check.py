@@ -1,5 +1,6 @@
-"""Checks whether SGLang-diffusion can load a checkpoint in the layout of msModelSlim, by the rules in its source, and
-names what it would load wrongly without an error."""
+"""Checks whether SGLang-diffusion can load a checkpoint in the layout of msModelSlim (Ascend's tool for quantization).
+Also reports faults that change the output of the model without an error from SGLang. The rules are those in SGLang's
+source."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,8 +32,12 @@ _ERRORS = {  # the tensors that an int8 layer needs besides its weight, with wha
 
 
 class Files(NamedTuple):
-    """Holds the parts of a checkpoint that SGLang reads: the description and its file name, the headers of the weight
-    files, and the class name of the model, "" if there is no config.json."""
+    """The parts of a checkpoint that SGLang reads.
+
+    `name` is the file name of the description, the JSON file that gives the scheme of each tensor, and `description`
+    its content. `tensors` is a dict from tensor name to dtype, shape and byte offset. `kind` is the class name of the
+    model in config.json; "" if there is no config.json.
+    """
 
     name: str
     description: Mapping[str, Any]
@@ -41,7 +46,8 @@ class Files(NamedTuple):
 
     @property
     def schemes(self) -> dict[str, str]:
-        """A dict from layer name to scheme, of the layers whose weight is in the files and not FLOAT."""
+        """A dict from layer name to scheme. It has the layers whose weight is in the weight files and has a scheme in
+        the description, not "FLOAT"."""
         return {
             key.removesuffix(_WEIGHT): word
             for key, word in self.description.items()
@@ -50,7 +56,8 @@ class Files(NamedTuple):
 
 
 def read_files(directory: Path) -> Files:
-    """Reads the description, config.json and the headers of the weights in `directory`.
+    """Reads the checkpoint in `directory`: the description (the JSON file that gives the scheme of each tensor),
+    config.json if there is one, and the headers of the weight files.
 
     Raises FileError for files that are missing or damaged.
     """
@@ -81,8 +88,9 @@ def check(directory: Path) -> list[Verdict]:
 
 
 def foreign(directory: Path) -> list[Verdict]:
-    """Returns the verdicts on whether SGLang can load a checkpoint of the format `ascend` or of msModelSlim in
-    `directory`; none if there is no description."""
+    """Returns the verdicts on whether SGLang can load the checkpoint in `directory`, which is in format `ascend` or was
+    written by msModelSlim. Returns [] if the directory has no description, the JSON file that gives the scheme of each
+    tensor."""
     return check(directory) if any(directory.glob(DESCRIPTIONS)) else []
 
 
@@ -143,8 +151,10 @@ def _multiplied(files: Files) -> str | None:
 
 
 def _misplaced(files: Files, native: NativeModel, schemes: Mapping[str, str]) -> str | None:
-    """Returns a fact about a layer that SGLang takes for int8 while it is float in the files, or the reverse, with
-    advice; None if there is none."""
+    """Returns the first fault in the placement of int8 layers in words, with advice; None if there is none. There are
+    two such faults: a layer is int8 in the files and SGLang holds it as float; or the description does not give, under
+    SGLang's name of a layer (`native.name`), the scheme that the layer has in the files. `schemes` is a dict from layer
+    name to scheme in the files."""
     listed = files.description.get(IGNORE)
     ignored = {word for word in listed if isinstance(word, str)} if isinstance(listed, list) else set()
     for key, stored in files.tensors.items():

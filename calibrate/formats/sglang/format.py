@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes config.json, the description and the weights of `model`, with the integer `layers` in place of its float
-    layers, into `directory`, in format `sglang`. `modes` are the permissions; `deployment` has the folded parameters
-    and the size limit of weight files."""
+    """Writes config.json, the description (the JSON file that gives the scheme of each tensor) and the weights of
+    `model`, with the integer `layers` in place of its float layers, into `directory`, in format `sglang`. `modes` has
+    the permissions of new files. Takes from `deployment` the float parameters that smoothing factors were folded into,
+    and the largest size of a weight file."""
     from .write import write_sglang
 
     write_sglang(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
 def find(directory: Path) -> Path | None:
-    """Returns the path of a checkpoint for SGLang, `directory` or its subfolder "sglang"; None if neither holds a
-    description under the name that SGLang looks for first."""
+    """Returns the path of a checkpoint for SGLang: `directory` or its subfolder "sglang", whichever holds a file
+    quant_model_description.json, tried in this order. Returns None if neither holds one."""
     folders = (directory, directory / "sglang")
     return next((folder for folder in folders if (folder / DESCRIPTION_FILE).is_file()), None)
 

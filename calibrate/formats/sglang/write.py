@@ -1,8 +1,9 @@
 """Writes the format `sglang`: a transformer directory that SGLang-diffusion loads on an Ascend NPU.
 
-The tensors and the description are those of the format `ascend`, for a model in bfloat16. The description also gives
-the scheme of each layer, or FLOAT, under SGLang's own name of the layer, where that is another than in diffusers. A
-layer that SGLang can only hold as float is written as integers times scale. The weights have diffusers' file names.
+The tensors and the description, a JSON file that gives the scheme of each tensor, are those of the format `ascend` for
+a model in bfloat16. If SGLang has another name for a layer than diffusers, the description gives the layer's scheme, or
+FLOAT, under both names. An integer layer that SGLang can only hold as float is written in float: its weight is codes
+times scale. The weight files have diffusers' names.
 """
 
 import json
@@ -36,13 +37,14 @@ def write_sglang(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json, the description and the weights of `model`, with the integer `layers` in it, into an existing
-    directory. `modes` has the permissions of new files.
+    """Writes config.json, the description (the JSON file that gives the scheme of each tensor) and the weights of
+    `model`, with the integer `layers` in place of its float layers, into an existing directory. `modes` has the
+    permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. More than `shard` bytes of weights become several files and an index. Raises UsageError for a model
-    that SGLang cannot load with int8 layers and for a layer that the format cannot hold, NumbersError for a number to
-    be written that is not finite.
+    the new value. Weights of more than `shard` bytes are split into several files with an index. Raises UsageError for
+    a model that SGLang cannot load with int8 layers and for a layer that the format cannot hold, NumbersError for a
+    number to be written that is not finite.
     """
     config, kind = config_of(model), type(model).__name__
     if reason := refusal(kind, config):
@@ -66,8 +68,10 @@ def _content(
     native: NativeModel,
     parameters: Mapping[str, Callable[[], Tensor]],
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns two dicts by name: the tensors to write, and the description. `layers` has the integer layers by all
-    their names."""
+    """Returns two dicts: from tensor name to tensor to be written, and the description, from tensor name to scheme or
+    "FLOAT". `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each
+    of its names. `native` says which layers SGLang can hold as integers, and what it calls them. `parameters` are the
+    float parameters with smoothing factors folded in."""
     linears = linears_in(model)
     integers = native.written(layers, linears)
     held = {name: layer for name, layer in layers.items() if name in integers}

@@ -119,7 +119,7 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
     if layer.input_type.by_level:
         return "has a range for each noise level, which torchao does not support. Use --activations static or dynamic."
     if layer.calibrated and not rank:
-        return "has inputs whose number of axes is unknown or changes; torchao needs it. Use --activations dynamic."
+        return "has inputs whose number of axes is unknown or changes, not fixed. Use --activations dynamic."
     if layer.made_bias or (layer.bias is None and has_bias_correction(layer)):
         return "has no bias in the float model to add the bias correction to. Use --no-bias-correction."
     return None

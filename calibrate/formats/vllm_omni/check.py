@@ -1,5 +1,5 @@
-"""Checks whether vLLM-Omni can load a transformer directory with its quantization method `int8`, by the rules in its
-source, and names what it would load wrongly without an error."""
+"""Checks whether vLLM-Omni can load a transformer directory with its quantization method `int8`. Also reports faults
+that change the output of the model without an error from vLLM-Omni. The rules are those in vLLM-Omni's source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +77,8 @@ def _wrong_config(config: dict[str, Any], names: list[str]) -> str:
 
 
 def _misfit(model: Model, name: str) -> str | None:
-    """Returns what vLLM-Omni would load wrongly of the int8 layer `name`, with advice; None if all is right."""
+    """Returns the first fault of the int8 layer `name` in words, such as a missing scale, with advice; None if
+    vLLM-Omni loads the layer correctly."""
     weight, scale = model.tensors[name + _WEIGHT].stored, model.tensors.get(name + _SCALE)
     if len(weight.shape) != 2:
         return f"{name}.weight has {len(weight.shape)} axes; vLLM-Omni loads linear layers only. {_AGAIN}"
@@ -94,8 +95,9 @@ def _misfit(model: Model, name: str) -> str | None:
 
 
 def _misplaced(model: Model, native: NativeModel, integers: set[str]) -> str | None:
-    """Returns a fact about a layer that is int8 in the files and float in vLLM-Omni, or the reverse, with advice; None
-    if there is none."""
+    """Returns the first fault in the placement of int8 layers in words, with advice; None if there is none. Such a
+    fault is a layer that is int8 in the files and float in vLLM-Omni, or the reverse. `integers` are the names of the
+    int8 layers in the files; `native` says which layers vLLM-Omni can hold as int8, and which it joins."""
     ignored = {word for word in model.quantization.get(IGNORED) or [] if isinstance(word, str)}
     for name in sorted(integers):
         if not native.holds(name):

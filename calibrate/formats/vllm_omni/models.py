@@ -1,9 +1,9 @@
-"""Lists the model classes that vLLM-Omni 0.30.0 can load with int8 layers, and which of their layers. Importing this
-module needs no torch.
+"""Lists the model classes that vLLM-Omni 0.30.0 can load with int8 layers, and for each class the layers that may be
+int8. Importing this module needs no torch.
 
-vLLM-Omni gives its quantization_config to some layers of some models only. Layers that it leaves out are float: they
-take the numbers of an int8 weight for their float weight, or refuse the scale beside it with a KeyError. It joins some
-layers of diffusers, such as the projections to queries, keys and values; the parts have to be int8 all or none.
+vLLM-Omni quantizes only some layers of some models. If another layer is int8 in the files, vLLM-Omni uses the codes as
+float weights, or raises a KeyError for the scale. vLLM-Omni joins some layers of diffusers to one layer, such as the
+projections to queries, keys and values. Layers that are joined must all be int8, or all float.
 """
 
 from ..native import NativeModel, patterns

@@ -1,5 +1,5 @@
-"""Defines the keys of vLLM-Omni's quantization_config for int8, and which models it can load. Importing this module
-needs no torch."""
+"""Defines the keys of vLLM-Omni's quantization_config for int8, and decides which models and layers vLLM-Omni can load
+as int8. Importing this module needs no torch."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ KEYS = ("quant_method", SCHEME, SERIALIZED, IGNORED)  # all keys that vLLM-Omni 
 
 
 def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns those of the layers `names` of `model`, which would become integers, that the runtime holds only as
-    float."""
+    """Returns the names of the layers that have to stay float because vLLM-Omni can only hold them as float, or joins
+    them with such a layer. They are among `names`, the layers of `model` that would become integers."""
     kind = type(model).__name__
     return set(names) - MODELS[kind].written(names, linears_in(model)) if kind in MODELS else set()
 
 
 def refusal(model: str, config: Mapping[str, Any]) -> str | None:
-    """Returns why vLLM-Omni cannot load int8 layers of the model class `model`, with advice; None if it can."""
+    """Returns the reason why vLLM-Omni cannot load int8 layers of the model class `model`, and what the user can do;
+    None if it can load them. `config`, the model's configuration, makes no difference."""
     return reason_against(model, MODELS, UNTHREADED, "vLLM-Omni") or None

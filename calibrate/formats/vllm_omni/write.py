@@ -1,9 +1,9 @@
 """Writes the format `vllm-omni`: a transformer directory that vLLM-Omni loads with its quantization method `int8`.
 
 An int8 layer X has X.weight in int8, X.weight_scale in float32 (out, 1), and X.bias if its float layer has one. All
-other tensors are float. The `ignored_layers` of the quantization_config name the float layers of those that vLLM-Omni
-would make int8, by their names in diffusers and in vLLM-Omni. A layer that vLLM-Omni can only hold as float is written
-as integers times scale, in the dtype of the model.
+other tensors are float. The key `ignored_layers` of the quantization_config lists the float layers that vLLM-Omni would
+otherwise take for int8, by their names in diffusers and in vLLM-Omni. An integer layer that vLLM-Omni can only hold as
+float is written in float: its weight is codes times scale, in the dtype of the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,13 +37,13 @@ def write_vllm_omni(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
-    `modes` has the permissions of new files.
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into an
+    existing directory. `modes` has the permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. More than `shard` bytes of weights become several files and an index. Raises UsageError for a model
-    that vLLM-Omni cannot load with int8 layers and for a layer that the format cannot hold, NumbersError for a number
-    to be written that is not finite.
+    the new value. Weights of more than `shard` bytes are split into several files with an index. Raises UsageError for
+    a model that vLLM-Omni cannot load with int8 layers and for a layer that the format cannot hold, NumbersError for a
+    number to be written that is not finite.
     """
     config = config_of(model)
     kind = type(model).__name__
@@ -75,7 +75,7 @@ def _parts(integers: set[str], name: str, layer: QuantizedLayer) -> Iterator[tup
 
 
 def _ignored(native: NativeModel, linears: list[str], integers: set[str]) -> list[Any]:
-    """Returns the names of the layers in `linears` that are float although vLLM-Omni could hold them as int8, each by
-    its name in diffusers and its name in vLLM-Omni."""
+    """Returns the names of the float layers among `linears` that vLLM-Omni could hold as int8, each by its name in
+    diffusers and by its name in vLLM-Omni. `integers` are the names of the layers that are written as int8."""
     floats = [name for name in linears if native.holds(name) and name not in integers]
     return sorted({*floats, *map(native.name, floats)})

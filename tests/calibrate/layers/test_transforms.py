@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from octavo.calibrate.choice import Choice, layer_of
+from octavo.calibrate.layers import transforms
 from octavo.calibrate.layers.inputs import DynamicInput
 from octavo.calibrate.layers.schemes import ROTATIONS
 from octavo.calibrate.layers.transforms import (
@@ -72,3 +73,18 @@ def test_the_matrix_of_four_channels_is_that_of_convrot():
 def test_a_folded_multiplier_leaves_the_rotation():
     assert without_multiplier(EXAMPLES[MultiplyRotate]) is ROTATE
     assert without_multiplier(MULTIPLY) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", ROTATIONS)
+def test_a_rotation_is_the_product_with_a_matrix_with_and_without_the_kernel(monkeypatch, size, dtype):
+    matrix, h4 = torch.ones(1, 1), (torch.ones(4, 4) - 2 * torch.eye(4).flip(1)) / 2
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, h4)
+    rotate, x = Rotate.by(size), torch.randn(3, 5, 3 * size).to(dtype)
+    exact = (x.double().unflatten(-1, (-1, size)) @ matrix.double()).flatten(-2)
+    fast = rotate.input(x)
+    torch.testing.assert_close(fast, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(rotate.input(x.movedim(-1, 1), -2), fast.movedim(-1, 1), rtol=0, atol=0)
+    monkeypatch.setattr(transforms, "kernels_for", lambda x: None)
+    torch.testing.assert_close(rotate.input(x), fast, rtol=0, atol=0)

@@ -111,7 +111,7 @@ def test_a_budget_that_cannot_be_kept_says_what_could_be(tiny):
 
 
 def test_a_budget_for_everything_in_float_is_refused(tiny):
-    refused(lambda: result_of(tiny, "1GiB"), 2, "all layers keep this budget even as floats")
+    refused(lambda: result_of(tiny, "1GiB"), 2, "this budget is large enough for all layers in float")
 
 
 def test_a_budget_needs_the_pipeline(tiny):

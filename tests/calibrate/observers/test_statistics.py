@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.calibrate.native import kernels
 from octavo.calibrate.observers import exact_sum, extremes, survey, token_sums
-from octavo.calibrate.runtime import kernels
 
 from ...helpers.examples import examples
 

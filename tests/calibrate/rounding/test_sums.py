@@ -9,9 +9,9 @@ from octavo.calibrate.choice import Choice
 from octavo.calibrate.layers.inputs import DynamicInput, FloatInput, StaticInput, TimestepInput
 from octavo.calibrate.layers.scheme import QParams
 from octavo.calibrate.layers.transforms import Multiply
+from octavo.calibrate.native import kernels
 from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.rounding.sums import Sums
-from octavo.calibrate.runtime import kernels
 
 from ...helpers.examples import examples
 

@@ -18,7 +18,8 @@ from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.products import sums_in_int32
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, codes
-from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, kernels, optimized
+from octavo.calibrate.native import kernels
+from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
 
 from ...helpers.refusals import refused
 from ...zoo.runtime_layers import SCHEMES, frozen, near

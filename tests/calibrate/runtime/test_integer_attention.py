@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.runtime import kernels
+from octavo.calibrate.native import kernels
 from octavo.calibrate.runtime.attention import CANDIDATES, DTYPES
 from octavo.calibrate.runtime.operators import attended
 

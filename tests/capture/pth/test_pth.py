@@ -21,7 +21,7 @@ import torch
 
 from octavo.capture.errors import OctavoError
 from octavo.capture.listener import Listener
-from octavo.capture.pth.pickles import LEGACY_MAGIC
+from octavo.capture.pth.pickles import LEGACY_MAGIC, NOT_LOADED
 from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
 from octavo.capture.store.reader import Call, Capture
 
@@ -133,7 +133,7 @@ def test_code_is_named_and_not_run(
     make, needs = EVIL[name]
     path = tmp_path / "f.pth"
     torch.save([{"x": make()}], path, _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=protocol)
-    assert refused_load(path) == f": needs {needs}, which is not allowed in a data file. Not loaded."
+    assert refused_load(path) == f": needs {needs}, which is not allowed in a data file. {NOT_LOADED}"
     assert not (tmp_path / "marker").exists()
 
 
@@ -182,7 +182,7 @@ FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_other_files_are_called_what_they_look_like(tmp_path: Path, name: str) -> None:
     make, what = FOREIGN[name]
     (tmp_path / "f.pth").write_bytes(make())
-    assert refused_load(tmp_path / "f.pth") == f": not a file of torch.save (looks like {what}). Not loaded."
+    assert refused_load(tmp_path / "f.pth") == f": not a file of torch.save (looks like {what}). {NOT_LOADED}"
 
 
 def test_missing_and_special_files_are_refused(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_header_above_16_mib_is_not_read(tmp_path: Path) -> None:
     length = (16 << 20) + 1
     header = struct.pack("<Q", length) + b" " * length
     replace_data(store, header, header)
-    assert f"damaged (its header claims {length} bytes)" in refused_read(store)
+    assert f"damaged (its header claims {length} bytes, but" in refused_read(store)
 
 
 def test_control_the_library_takes_some_malformed_files(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 def test_an_unfinished_capture_is_refused_unless_allowed(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         fill(writer, range(2))
-    expected = ": capture not finished (2 of 50). Finish with capture --resume or pass --allow-incomplete."
+    expected = ": capture not finished (2 of 50 prompts). Finish with capture --resume or pass --allow-incomplete."
     assert refused_read(tmp_path, 4) == expected
     assert len(list(Capture.open(tmp_path, allow_incomplete=True).calls())) == 4
 

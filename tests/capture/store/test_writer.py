@@ -32,7 +32,7 @@ def test_a_unit_is_dropped_when_its_block_raises(tmp_path: Path) -> None:
             with pytest.raises(error), writer.unit(0, info_of(0)) as unit:
                 failing_after(unit, error)
             assert (writer.stored, os.listdir(tmp_path / "units")) == ({}, [])
-        refused(lambda: enter_and_leave(writer.unit(0, info_of(0))), 4, "holds no calls")
+        refused(lambda: enter_and_leave(writer.unit(0, info_of(0))), 4, "has no calls")
         fill(writer, range(3))
         writer.complete()
     assert holds(tmp_path)

@@ -20,6 +20,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.capture.store.directory": (CAPTURE,),
     "octavo.capture.store.layout": (CAPTURE,),
     "octavo.capture.store.reader": (CAPTURE, CALIBRATE),
+    "octavo.capture.store.unit": (CAPTURE,),
     "octavo.capture.store.writer": (CAPTURE,),
     "octavo.calibrate.blockwise.blocks": (CALIBRATE,),
     "octavo.calibrate.blockwise.calibration": (CALIBRATE,),
@@ -40,6 +41,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.pipelines.images": (CNN,),
     "octavo.pipelines.finite": (GENERATE, COMPARE),
     "octavo.calibrate.plan": (CALIBRATE,),
+    "octavo.calibrate.preparation.synthetic_inputs": (CNN,),
     "octavo.calibrate.replay.sqnr": BOTH,
     "octavo.argument_values": RUNS,
     "octavo.checkpoints": (GENERATE,),
@@ -60,6 +62,17 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.run_options": RUNS,
     "octavo.commands.save_output": (GENERATE,),
     "octavo.pipelines.loras": (CAPTURE, GENERATE),
+    "octavo.calibrate.formats.native": (CALIBRATE,),
+    "octavo.calibrate.formats.linears": (CALIBRATE,),
+    "octavo.calibrate.formats.comfy.check": (CALIBRATE,),
+    "octavo.calibrate.formats.comfy.names": (CALIBRATE,),
+    "octavo.calibrate.formats.comfy.write": (CALIBRATE,),
+    "octavo.calibrate.formats.sdnq.check": (CALIBRATE,),
+    "octavo.calibrate.formats.sdnq.write": (CALIBRATE,),
+    "octavo.calibrate.formats.sglang.check": (CALIBRATE,),
+    "octavo.calibrate.formats.sglang.write": (CALIBRATE,),
+    "octavo.calibrate.formats.vllm_omni.check": (CALIBRATE,),
+    "octavo.calibrate.formats.vllm_omni.write": (CALIBRATE,),
 }
 # Modules whose messages name options that not all their commands have. These messages say which command they mean.
 ONE_OF_THEM = {

@@ -111,15 +111,15 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
     [
         (("--keep-float", "nope"), 2, "'nope' matches no layer. The nearest name is"),
         (("--keep-float", "*"), 2, "no layer is left"),
-        (("--quantize", "nope"), 2, "'nope' is not kept float by default"),
+        (("--quantize", "nope"), 2, "'nope' names no layers that stay float by default"),
         (("--sigma", 101), 2, "outside 0 to 100"),
         (("--sigma", 2), 2, "only works with --observer sigma"),
         (
             ("--weight-only", "--activations", "dynamic"),
             2,
-            "so --activations dynamic has no effect. Remove one of the two.",
+            "so --activations dynamic has no effect. Remove --activations dynamic or --weight-only.",
         ),
-        (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
+        (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove --symmetric or --weight-only."),
         (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
         (("--format", "gguf"), 2, "there is no format 'gguf'"),

@@ -215,7 +215,7 @@ def test_numbers_that_are_not_finite_are_refused_or_skipped(tiny_model, tmp_path
     output = capture(model, tmp_path / "a", prompts, code=6)
     assert "prompt 1 step 0: pooled_projections has" in output
     assert "values that are NaN or Inf, perhaps from a float16 overflow" in output
-    assert "unit 0: holds no calls" in capture(model, tmp_path / "b", prompts, "--nonfinite", "skip", code=4)
+    assert "unit 0: has no calls" in capture(model, tmp_path / "b", prompts, "--nonfinite", "skip", code=4)
 
 
 def test_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_path, prompts):

@@ -261,7 +261,7 @@ def test_open_sora_is_exported_and_loaded_with_the_same_integers(tmp_path, activ
     assert same(model.state_dict(), before)
     assert result.parameters  # folded tables, such as scale_shift_table, which belong to no layer
     message = refused(lambda: export(result, model, tmp_path / "no", ("diffusers", "ascend")), 2)
-    assert "format ascend: the software for it would not load the float parameters" in message
+    assert "format ascend: its software loads no float parameters" in message
     assert not (tmp_path / "no").exists()
     export(result, model, tmp_path / "out", ("diffusers",))
     one, other = STDiT3.from_pretrained(tmp_path / "out"), load_denoiser(tmp_path / "out")

@@ -165,7 +165,7 @@ def test_names_of_inputs():
         assert [value.name for value in traced.graph.input] == ["pixels", "factor"]
         assert all(value.type.tensor_type.shape.dim[0].dim_param for value in traced.graph.input)
     for names in (["pixels"], ["a", "a"], ["a", "b", "c"]):
-        refused(partial(trace, model, layers, call, names), 2, re.compile(r"^input_names: .* for 2 inputs"))
+        refused(partial(trace, model, layers, call, names), 2, re.compile(r"^input_names: .* the model's 2 inputs"))
 
 
 def test_a_layer_that_the_call_does_not_reach_is_named():

@@ -120,7 +120,6 @@ def test_inspect_finds_it_alone_and_beside_another_format(made, tmp_path):
         (lambda t: t.update({f"{TO_Q}.scale": t[f"{TO_Q}.scale"].int()}), f"{TO_Q}.scale is int32"),
         (lambda t: t.update({f"{DOWN}.input_scale": torch.ones(1)}), f"ignores {DOWN}.input_scale"),
     ],
-    ids=str,
 )
 def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tensor]], object], words: str):
     changed(copied, change)
@@ -138,7 +137,6 @@ def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tenso
         (lambda c: c["quantization_config"].update(use_svd=True), "svd_up is missing"),
         (lambda c: c["quantization_config"].update(modules_to_not_convert=7), "is float and not in"),
     ],
-    ids=str,
 )
 def test_wrong_settings_are_found(copied: Path, change: Callable[[dict[str, Any]], object], words: str):
     reconfigured(copied, change)

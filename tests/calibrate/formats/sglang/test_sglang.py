@@ -147,7 +147,6 @@ def test_inspect_finds_it_alone_and_in_a_folder_of_its_own(made, tmp_path):
         (lambda t: t.update({f"{TO_Q}.deq_scale": torch.ones(32, dtype=torch.int64)}), "takes the bits for a number"),
         (lambda t: t.update({f"{TO_Q}.div.mul_scale": torch.ones(32)}), f"skips {TO_Q}.div.mul_scale"),
     ],
-    ids=str,
 )
 def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tensor]], object], words: str):
     changed(copied, change)
@@ -164,7 +163,6 @@ def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tenso
         (lambda d: d.pop("transformer_blocks.1.img_mod.weight"), "is not described as W8A8: a NotImplementedError"),
         (lambda d: d.update(ignore=["img_in"]), "is not described as W8A8"),
     ],
-    ids=str,
 )
 def test_wrong_descriptions_are_found(copied: Path, change: Callable[[dict[str, Any]], object], words: str):
     content = description(copied)

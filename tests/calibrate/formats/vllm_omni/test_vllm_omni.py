@@ -150,7 +150,6 @@ def test_inspect_describes_it_and_it_never_shares_a_folder_with_other_weights(ma
         (lambda t: t.update({f"{MOD}.weight": t[f"{MOD}.weight"].to(torch.int8),
                              f"{MOD}.weight_scale": torch.ones(192, 1)}), f"{MOD} is int8, and vLLM-Omni takes"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tensor]], object], words: str):
     changed(copied, change)
@@ -169,7 +168,6 @@ def test_wrong_tensors_are_found(copied: Path, change: Callable[[dict[str, Tenso
         (lambda q: q["ignored_layers"].clear(), "would cut its weights to integers"),
         (lambda q: q.update(ignored_layers="to_q"), "ignored_layers is not a list"),
     ],
-    ids=str,
 )
 def test_wrong_settings_are_found(copied: Path, change: Callable[[dict[str, Any]], object], words: str):
     reconfigured(copied, lambda config: change(config["quantization_config"]))

@@ -1,4 +1,4 @@
-"""Python bindings of the kernels in native/, which are compiled when Octavo is installed. Without them torch computes.
+"""Python bindings of the kernels of this folder, which installing Octavo compiles; without them torch computes.
 
 The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
 runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from octavo.capture.errors import UsageError
 
-SOURCES = Path(__file__).with_name("native")
+SOURCES = Path(__file__).parent
 LIBRARY = Path(__file__).with_name("libkernels.so")
 TARGETS = ("avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")  # best first
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the number by which kernels know a dtype
@@ -55,8 +55,8 @@ class _Linear(ctypes.Structure):
 
 
 class Linear:
-    """A linear layer that the kernel `function` computes. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and
-    `scale` (out,) float32 are contiguous."""
+    """A linear layer that the kernel `function` computes: y = ((codes - 128) @ weight.T + offset) * scale. `weight`
+    (out, in) int8, `offset` (out,) int32 (None: 0) and `scale` (out,) float32 are contiguous."""
 
     def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
         self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
@@ -65,10 +65,10 @@ class Linear:
         self._call.offset = None if offset is None else offset.data_ptr()
 
     def __call__(self, codes: Tensor, dtype: torch.dtype, gelu: str | None = None) -> Tensor:
-        """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`, a key of TYPES. The sums
-        before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is not None, returns
-        GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of F.gelu, "none" or
-        "tanh".
+        """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`: float32, bfloat16 or
+        float16. The sums before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is
+        not None, returns GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of
+        F.gelu, "none" or "tanh".
 
         Raises MemoryError where memory ran out.
         """
@@ -93,7 +93,8 @@ class _Rows(ctypes.Structure):
 
 def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
     """Describes `x` (..., columns) to a kernel as a tensor (batch, rows, columns). Returns this description, and the
-    tensor whose memory it points to: `x`, or a contiguous copy if the memory of `x` cannot be described so."""
+    tensor whose memory it points to: `x` itself if it has three axes, of which the last has stride 1; otherwise a
+    contiguous form of `x`."""
     if x.ndim != 3 or x.stride(2) != 1:
         x = x.reshape(1, -1, x.shape[-1] if x.ndim else 1).contiguous()
     (batch, rows, columns), (batch_stride, row_stride, _) = x.shape, x.stride()
@@ -123,8 +124,8 @@ class _Sums(ctypes.Structure):
 
 
 class Kernels:
-    """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
-    bfloat16 attention kernel."""
+    """The kernels of one target, a set of vector instructions. `target`: the target's name, one of TARGETS.
+    `computes_in_bfloat16`: whether there is an attention kernel for bfloat16."""
 
     def __init__(self, library: ctypes.CDLL, target: str) -> None:
         self.target = target
@@ -134,6 +135,10 @@ class Kernels:
         self._quantize = getattr(library, f"quantize_{target}")
         self._quantize.argtypes = (
             ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_int
+        )  # fmt: skip
+        self._rotate = getattr(library, f"rotate_{target}")
+        self._rotate.argtypes = (
+            ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int, ctypes.c_int
         )  # fmt: skip
         if self.computes_in_bfloat16:
             self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
@@ -148,12 +153,12 @@ class Kernels:
     ) -> bool:
         """Computes attention from products of integers. With scores = query @ key.T * scale + mask, each row of `y` is
         the mean of the rows of `value` with the weights 2 ** score. For the usual weights e ** score, the caller
-        multiplies `scale` and `mask` by log2(e). Returns whether `y` is valid: not if a number is NaN, infinite (except
-        -infinity in `mask`) or too large, which means above 1e15 in `query` or `key` and above 1e25 in `value`, nor if
-        memory ran out.
+        multiplies `scale` and `mask` by log2(e). Returns True if `y` is valid. Returns False if memory ran out, or if a
+        number is NaN, infinite (except -infinity in `mask`) or too large: a magnitude above 1e15 in `query` or `key`,
+        or above 1e25 in `value`.
 
         All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others
-        have the same dtype, a key of TYPES. `scale` is not negative.
+        are all float32, all bfloat16 or all float16. `scale` is not negative.
         """
         return _attend(self._attention, query, key, value, mask, y, scale)
 
@@ -185,15 +190,24 @@ class Kernels:
             raise MemoryError("sums for a rounding method")
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
-        dtype of TYPES, `out` is uint8."""
+        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` is
+        float32, bfloat16 or float16, and `out` is uint8."""
         self._quantize(
             x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
         )
 
+    def rotate(self, x: Tensor, size: int) -> Tensor:
+        """Returns `x` (..., channels) with each group of `size` channels rotated by `transforms.Rotate`: 16, 64 or 256,
+        which divides the number of channels. `x` has a dtype of TYPES."""
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        threads = torch.get_num_threads()
+        self._rotate(x.data_ptr(), y.data_ptr(), TYPES[x.dtype], x.numel() // size, size, threads)
+        return y
+
     def extremes(self, x: Tensor) -> tuple[float, float] | None:
         """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
-        infinite. `x` (..., columns) is not empty and has a dtype of TYPES."""
+        infinite. `x` (..., columns) is not empty, and float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = _Ends()
         finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
@@ -201,7 +215,7 @@ class Kernels:
 
     def row_statistics(self, x: Tensor) -> RowStatistics | None:
         """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
-        empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
+        empty, and float32, bfloat16 or float16. The sums of a row are computed in float64, always in the same order."""
         rows, _owner = _rows_of(x)
         count = rows.batch * rows.rows
         ends, sums = _Ends(), torch.empty(2, count, dtype=torch.float64, device="cpu")
@@ -212,7 +226,7 @@ class Kernels:
 
     def column_extremes(self, x: Tensor) -> Tensor | None:
         """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
-        without -0.0; None if a number is NaN or infinite. `x` is not empty and has a dtype of TYPES."""
+        without -0.0; None if a number is NaN or infinite. `x` is not empty, and float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
         low = ends.data_ptr()
@@ -242,8 +256,8 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded. The other
-    arguments are those of `Kernels.attention`."""
+    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether the kernel succeeded.
+    The other arguments are those of `Kernels.attention`."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]
@@ -266,9 +280,11 @@ def digest(folder: Path) -> str:
 def library() -> Kernels | None:
     """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
     variable OCTAVO_KERNELS names. Returns None if no kernels were compiled or this processor runs none of the targets,
-    if the variable is "none", or if the kernels were compiled from other C files.
+    if the variable is "none", or if the kernels cannot be loaded or were compiled from other C files than those in
+    native/.
 
-    Raises UsageError for an unknown name, and for a target that this processor cannot run or that was not compiled.
+    Raises UsageError if the variable has an unknown name, or names a target that this processor cannot run or that was
+    not compiled.
     """
     name = os.environ.get("OCTAVO_KERNELS") or "best"
     if name not in ("best", "none", *TARGETS):
@@ -276,7 +292,7 @@ def library() -> Kernels | None:
     usable = targets()
     if name in TARGETS and name not in usable:
         raise UsageError(
-            f"OCTAVO_KERNELS: {name!r} cannot run here. Choose one of {', '.join(['best', 'none', *usable])}."
+            f"OCTAVO_KERNELS: {name!r} cannot run on this CPU. Choose one of {', '.join(['best', 'none', *usable])}."
         )
     if name == "none" or not usable:
         return None
@@ -284,8 +300,8 @@ def library() -> Kernels | None:
 
 
 def kernels_for(x: Tensor) -> Kernels | None:
-    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the
-    CPU, is empty, or has a dtype that is not in TYPES."""
+    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the CPU,
+    is empty, or is not float32, bfloat16 or float16."""
     if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
         return None
     return library()
@@ -293,7 +309,8 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 @cache
 def targets() -> dict[str, Kernels]:
-    """Returns the kernels of each target that was compiled and that this processor runs, by name, best first."""
+    """Returns a dict from the name of each target that was compiled and that this processor runs to its kernels, the
+    best target first."""
     loaded = _load()
     if loaded is None:
         return {}
@@ -309,7 +326,8 @@ def _load() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(LIBRARY))
         compiled_from = ctypes.c_char_p.in_dll(loaded, "source").value
     except (OSError, ValueError) as error:
-        _log.warning("%s: cannot be loaded (%s). Models run without it, more slowly.", LIBRARY, error)
+        fact = f"cannot be loaded ({error}), so models run without it, more slowly"
+        _log.warning("%s: %s. Install Octavo again.", LIBRARY, fact)
         return None
     if compiled_from != digest(SOURCES).encode():
         fact = "was compiled from other C files, so models run without it, more slowly"

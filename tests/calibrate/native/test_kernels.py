@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import hatch_build
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, codes
-from octavo.calibrate.runtime import cpu, kernels
+from octavo.calibrate.native import kernels
+from octavo.calibrate.runtime import cpu
 from octavo.calibrate.runtime.attention import CANDIDATES
 from octavo.capture.errors import UsageError
 
