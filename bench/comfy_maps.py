@@ -1,8 +1,7 @@
-"""Compares the native names of real models with ComfyUI's own maps of names, for `bench.consumer_comfy`."""
+"""Compares the native names of real models with ComfyUI's own maps of names, for `bench.consumers`."""
 
 import json
-import subprocess
-import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +11,15 @@ import torch
 from octavo.calibrate.formats.comfy.families import FAMILIES
 from octavo.calibrate.formats.comfy.names import native_names
 
+from .consumer_environment import installed, run
+from .consumer_jobs import Row
+
 PACKAGES = ("comfy-kitchen==0.2.40", "comfy-aimdo", "einops", "torchsde", "trampoline", "scipy")
 
 
-def environment(folder: Path) -> Path:
-    """Makes an environment with PACKAGES and the packages of this one, unless `folder` has it; returns its Python."""
-    python = folder / "bin" / "python"
-    if not python.exists():
-        venv.create(folder, with_pip=True)
-        site = next(folder.glob("lib/python*/site-packages"))
-        (site / "octavo.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *PACKAGES], check=True)
-    return python
+def child(comfyui: Path, job: Path) -> None:
+    """Does the job in the file `job` with the sources of ComfyUI in `comfyui` and the packages that they need."""
+    run("bench.comfy_child", installed("comfyui", PACKAGES), comfyui, job)
 
 
 class Map(NamedTuple):
@@ -54,8 +50,8 @@ MAPS = {
 }  # fmt: skip
 
 
-def maps(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
-    """Compares the native names of real models with the maps in ComfyUI's comfy/utils.py; returns rows like `prove`."""
+def maps(folder: Path, comfyui: Path) -> Iterator[Row]:
+    """Compares the native names of real models with the maps in ComfyUI's comfy/utils.py; yields rows like `prove`."""
     place = folder / "maps"
     place.mkdir(parents=True, exist_ok=True)
     job = {
@@ -63,18 +59,15 @@ def maps(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
         "out": str(place / "out.json"),
     }
     (place / "job.json").write_text(json.dumps(job))
-    command = [environment(folder / "environment"), "-m", "bench.comfy_child", str(comfyui), str(place / "job.json")]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    child(comfyui, place / "job.json")
     theirs = json.loads((place / "out.json").read_text())
-    rows = []
     for name, entry in MAPS.items():
         ours = _places(entry)
         common = ours.keys() & theirs[name].keys()
         apart = sorted(key for key in common if ours[key] != theirs[name][key])
         facts = [f"{key} is {ours[key]}, in ComfyUI {theirs[name][key]}" for key in apart[:1]]
-        facts = facts or [f"{len(common)} of {len(ours)} names are the same in ComfyUI's {entry.function}"]
-        rows.append((name, "map", not apart and bool(common), facts[0]))
-    return rows
+        facts = facts or [f"{len(common)} of {len(ours)} names are in ComfyUI's {entry.function}, all the same"]
+        yield Row(f"{name}, names", "read", not apart and bool(common), facts[0])
 
 
 def _places(entry: Map) -> dict[str, list[Any]]:

@@ -1,21 +1,19 @@
 """Shows that ComfyUI's own code loads and computes files in format `comfy`.
 
-    python -m bench.consumer_comfy COMFYUI [FOLDER [FAMILY...]]
+    python -m bench.consumers comfy --comfyui DIR
 
-COMFYUI is a directory with the sources of ComfyUI, which is not part of this project. FOLDER (/tmp/octavo-comfy) keeps
-an environment with the packages that ComfyUI needs and takes the files. For a tiny model of each family, with random
-weights and some layers rotated, the program writes the int8 file and lets ComfyUI load it on the CPU
+DIR is a directory with the sources of ComfyUI, which is not part of this project. For a tiny model of each family, with
+random weights and some layers rotated, the program writes the int8 file and lets ComfyUI load it on the CPU
 (`bench.comfy_child`). It checks that no tensor is missing or left over; that the integers, scales and rotations are
 those that were written; that each layer computes, in float32 and bfloat16, bit for bit what Octavo's description of the
-consumer's arithmetic says (`tests.zoo.comfy_models.eager`); and that the output of the model is that of Octavo's model
+runtime's arithmetic says (`tests.zoo.comfy_models.eager`); and that the output of the model is that of Octavo's model
 in diffusers. It also compares the native names of real models with the maps of names in ComfyUI, and computes damaged
 files that ComfyUI accepts.
 """
 
 import json
 import subprocess
-import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,12 +28,12 @@ from octavo.calibrate.formats.comfy.names import family_of
 from octavo.calibrate.formats.comfy.structure import FILE, INT8, MARKER, METADATA, Content, rotation_of
 from octavo.calibrate.formats.comfy.write import write_comfy
 from octavo.calibrate.layers.install import quantized
-from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.files import Modes
 from tests.zoo.comfy_models import eager, integers, randomized
 
 from .comfy_child import DTYPES, input_for
-from .comfy_maps import environment, maps
+from .comfy_maps import child
+from .consumer_jobs import Row, decibels
 
 LEAST = 30.0  # dB; the two implementations of a model differ by float32 rounding, which sometimes flips a code
 
@@ -198,27 +196,21 @@ CASES: dict[str, Callable[[], Case]] = {
 }  # fmt: skip
 
 
-def prove(
-    folder: Path, comfyui: Path = Path("/tmp/comfyui"), names: Collection[str] = ()
-) -> list[tuple[str, str, bool, str]]:
-    """Writes a file for each of CASES, or those called `names`, into `folder` and lets the ComfyUI in the directory
-    `comfyui` load and compute it. Returns for each (family, how it was proven, whether it holds, the facts)."""
-    python = environment(folder / "environment")
-    rows = []
+def prove(folder: Path, comfyui: Path) -> Iterator[Row]:
+    """Writes a file for each of CASES into `folder` and lets the ComfyUI in the directory `comfyui` load and compute
+    it. Yields a row for each."""
     for name, make in CASES.items():
-        if names and name not in names:
-            continue
         try:
             torch.manual_seed(0)
             case = make()
-            rows.append((name, "computed" if case.theirs else "loaded", *_proven(name, case, folder, comfyui, python)))
-        except subprocess.CalledProcessError as error:
-            rows.append((name, "loaded", False, (error.stderr or str(error)).strip().splitlines()[-1]))
-    return rows
+            ok, fact = _proven(name, case, folder, comfyui)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            ok, fact = False, str(error).strip().splitlines()[-1]
+        yield Row(name, "computed", ok, fact)
 
 
-def silent(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
-    """Damages the file of a Stable Diffusion 3.5 in ways that ComfyUI passes over, and lets it compute each; returns
+def silent(folder: Path, comfyui: Path) -> Iterator[Row]:
+    """Damages the file of a Stable Diffusion 3.5 in ways that ComfyUI passes over, and lets it compute each; yields
     rows like `prove`. A row holds if `octavo inspect` has a negative verdict on the damaged file."""
     torch.manual_seed(0)
     case, place = sd3(), folder / "silent"
@@ -228,42 +220,40 @@ def silent(folder: Path, comfyui: Path) -> list[tuple[str, str, bool, str]]:
     write_comfy(integers(model, 64, keep=("embed", "proj_out", "norm_out")), model, place, Modes())
     with torch.no_grad():
         exact = case.restored(_output(model(**case.ours)))
-    content, rows = Content.read(place / FILE), []
+    content = Content.read(place / FILE)
     tensors = load_file(place / FILE)
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(f".{MARKER}")}
     unrotated = {name: {"format": INT8} for name in content.int8}
-    scales = {f"{name}.pre_quant_scale": torch.ones(1) for name in content.int8}
+    halves = {f"{name}.weight_scale": tensors[f"{name}.weight_scale"] / 2 for name in content.int8}
+    doubles = {f"{name}.pre_quant_scale": torch.full(tensors[f"{name}.weight"].shape[1:], 2.0) for name in content.int8}
     damages = {
         "as written": (tensors, content.int8), "no markers": (plain, None),
-        "rotation lost": (tensors, unrotated), "pre_quant_scale": (tensors | scales, content.int8),
+        "rotation lost": (tensors, unrotated), "pre_quant_scale": (tensors | halves | doubles, content.int8),
     }  # fmt: skip
     for word, (changed, layers) in damages.items():
         file = place / f"{word.replace(' ', '-')}.safetensors"
         metadata = None if layers is None else {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
         save_file(changed, file, metadata)
-        results, _ = _computed(case, file, place, comfyui, environment(folder / "environment"))
+        results, _ = _computed(case, file, place, comfyui)
         bad = [verdict for verdict in check(file) if verdict.consumer == COMFYUI and not verdict.ok]
-        fact = (
-            f"output {_sqnr(exact, results['output']):.1f} dB from the float model's; {bad[0].fact if bad else 'sound'}"
-        )
-        rows.append((word, "silent", bool(bad) == (word != "as written"), fact))
-    return rows
+        verdict = bad[0].fact.split(" (and ")[0] if bad else "sound"
+        fact = f"output {decibels(exact, results['output']):.1f} dB from the float model's; {verdict}"
+        yield Row(f"Stable Diffusion 3.5, {word}", "computed", bool(bad) == (word != "as written"), fact)
 
 
-def _computed(case: Case, file: Path, place: Path, comfyui: Path, python: Path) -> tuple[dict[str, Tensor], list[str]]:
+def _computed(case: Case, file: Path, place: Path, comfyui: Path) -> tuple[dict[str, Tensor], list[str]]:
     """Lets ComfyUI load and compute `file`; returns the results of `bench.comfy_child` and ComfyUI's messages. `place`
     is a folder for the job."""
     save_file({key: value.contiguous() for key, value in case.theirs.items()}, place / "inputs.safetensors")
     job = dict(file=str(file), overrides=case.overrides, options=case.options)
     job |= {"inputs": str(place / "inputs.safetensors"), "out": str(place / "out.safetensors")}
     (place / "job.json").write_text(json.dumps(job))
-    command = [python, "-m", "bench.comfy_child", str(comfyui), str(place / "job.json")]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    child(comfyui, place / "job.json")
     with safe_open(place / "out.safetensors", "pt") as opened:
         return {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["notes"])  # noqa: SIM118
 
 
-def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) -> tuple[bool, str]:
+def _proven(name: str, case: Case, folder: Path, comfyui: Path) -> tuple[bool, str]:
     """Writes the file of a case, runs ComfyUI on it, and returns whether all holds, and the facts."""
     place = folder / name.replace(" ", "-")
     place.mkdir(parents=True, exist_ok=True)
@@ -271,7 +261,7 @@ def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) ->
     model = randomized(case.model)
     layers = integers(model, 64, keep=("embed", "proj_out", "norm_out", "_in", "final_layer"))
     write_comfy(layers, model, place, Modes())
-    results, notes = _computed(case, place / FILE, place, comfyui, python)
+    results, notes = _computed(case, place / FILE, place, comfyui)
     count, faults = _compared(place / FILE, results)
     facts = [f"{count} int8 layers of {family_of(model).title} equal in float32 and bfloat16"]
     facts = faults[:1] or facts
@@ -281,7 +271,7 @@ def _proven(name: str, case: Case, folder: Path, comfyui: Path, python: Path) ->
         exact = case.restored(_output(model(**case.ours)))
         with quantized(model, layers):
             ours = case.restored(_output(model(**case.ours)))
-    apart, loss = (_sqnr(reference, results["output"]) for reference in (ours, exact))
+    apart, loss = (decibels(reference, results["output"]) for reference in (ours, exact))
     facts += [f"output {apart:.1f} dB from Octavo's, {loss:.1f} dB from the float model's", *notes]
     return not faults and not notes and apart > LEAST, "; ".join(facts)
 
@@ -315,19 +305,3 @@ def _output(result: Any) -> Tensor:
     """Returns the tensor that a model in diffusers returned."""
     sample = result.sample if hasattr(result, "sample") else result[0]
     return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample
-
-
-def _sqnr(exact: Tensor, other: Tensor) -> float:
-    """Returns how close `other` is to `exact`, in dB."""
-    if exact.shape != other.shape:
-        return float("-inf")
-    power = Power()
-    power.add(exact.float(), other.float())
-    return power.sqnr or 0.0
-
-
-if __name__ == "__main__":
-    comfyui, folder, *chosen = [*sys.argv[1:], *["/tmp/octavo-comfy"][len(sys.argv) - 2 :]]
-    place, sources = Path(folder), Path(comfyui)
-    for row in [*maps(place, sources), *silent(place, sources), *prove(place, sources, chosen)]:
-        print(*row, sep="\t")

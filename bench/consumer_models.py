@@ -1,5 +1,6 @@
 """Tiny models of several families with random weights and integer layers, for the proofs of consumers."""
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,18 @@ from torch import Tensor, nn
 from octavo.calibrate.formats import format_named
 from octavo.calibrate.formats.record import Deployment
 from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.capture.files import Modes
 from tests.zoo import image_pipelines, pipelines
 from tests.zoo.hard_sd3 import hard
 from tests.zoo.layer_kinds import frozen
 
-REFERENCE = "reference.pt"
-ROWS = 64  # rows of the input of a layer
+from .consumer_jobs import LEVEL, REFERENCE
+
+ROWS, AXES = 64, 2  # rows and axes of the input of a layer
+REFUSING = (
+    "sdnq",
+)  # formats that refuse layers that the runtime holds only as float, instead of writing them as float
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "sd3": lambda: hard(),
     "flux": lambda: pipelines.flux()[0].transformer,
@@ -29,24 +35,37 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "z_image": lambda: image_pipelines.z_image()[0].transformer,
 }  # fmt: skip
+TITLES = {
+    "sd3": "Stable Diffusion 3", "flux": "Flux.1", "flux2": "Flux.2", "qwen_image": "Qwen-Image", "wan": "Wan 2.1",
+    "z_image": "Z-Image",
+}  # fmt: skip
 
 
 def written(family: str, format_name: str, scheme: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """Writes a tiny model of `family` to `folder` in the format called `format_name`, with all linear layers but one in
     integers of this `scheme`, and beside it the layers, with an input and Octavo's output of each. Returns the float
     model."""
+    torch.manual_seed(0)
     model = FAMILIES[family]().eval().requires_grad_(False).to(dtype)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2]}
+    record = format_named(format_name)
+    kept = record.kept_float(model, names) if format_name in REFUSING else ()
+    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
+    shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
-    format_named(format_name).write(layers, model, folder, Modes(), Deployment(None, None, {}, {}, 10**5))
-    torch.save({name: _reference(layer) for name, layer in layers.items()}, folder.parent / REFERENCE)
+    deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)
+    record.write(layers, model, folder, Modes(), deployment)
+    biases = {name: model.get_submodule(name).bias for name in layers}
+    torch.save(
+        {name: _reference(layer) | {"bias": biases[name]} for name, layer in layers.items()}, folder.parent / REFERENCE
+    )
     return model
 
 
 @torch.inference_mode()
 def _reference(layer: QuantizedLayer) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
+    layer.noise_level = NoiseLevel.of(torch.tensor(LEVEL))
     x = torch.randn(ROWS, layer.weight.shape[1], generator=generator).to(layer.dtype)
     tensors: Mapping[str, Tensor] = {key: value.detach().clone() for key, value in layer.state_dict().items()}
     return {"scheme": layer.scheme, "tensors": dict(tensors), "x": x, "y": layer(x).clone()}

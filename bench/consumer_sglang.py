@@ -1,6 +1,6 @@
 """Shows that SGLang-diffusion's own code loads directories in format `sglang`.
 
-    python -m bench.consumer_sglang [FOLDER]
+    python -m bench.consumers sglang
 
 SGLang is not part of this project: it is installed into a folder of its own and runs in a process of its own, on the
 CPU. Its search for the description and the weights, its models, its int8 schemes and its loader run unchanged, up to
@@ -13,12 +13,16 @@ weight scales to bfloat16, which only dynamic layers use.
 import json
 import os
 import sys
-import tempfile
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .consumer_environment import stand_in
+from .consumer_jobs import REFERENCE, Job, Proof, answer
+from .consumer_packages import ABSENT_FOR_SGLANG, ASK_FIRST, SGLANG
 
 MODULES = {
     "qwen_image": ("qwen_image", "QwenImageTransformer2DModel", "qwenimage", "QwenImageDitConfig"),
@@ -26,29 +30,20 @@ MODULES = {
     "flux2": ("flux_2", "Flux2Transformer2DModel", "flux", "FluxConfig"),
     "wan": ("wanvideo", "WanTransformer3DModel", "wanvideo", "WanVideoConfig"),
 }
-SCHEMES = ("W8A8", "W8A8_DYNAMIC")
 _PACKAGE = "sglang.multimodal_gen"
 
 
-def prove(folder: Path) -> list[tuple[str, str, bool, str]]:
-    """Returns for each family and scheme the name, how it was shown, whether SGLang agrees, and the fact in words.
-    Files are written to `folder`."""
-    from .consumer_environment import installed, run
-    from .consumer_models import written
-    from .consumer_packages import SGLANG
+def judge(job: Job, facts: Mapping[str, Any]) -> tuple[bool, str]:
+    """Returns whether the facts of a directory are as they should be, and the facts in words."""
+    fact = f"{facts['layers']} int8 layers"
+    for key, words in (("different", "other numbers"), ("unloaded", "not loaded"), ("left", "left over")):
+        if facts[key]:
+            fact += f", {words} for {len(facts[key])} tensors, such as {facts[key][0]}"
+    return bool(facts["layers"]) and not any(facts[key] for key in ("different", "unloaded", "left")), fact
 
-    packages, rows = installed("sglang", SGLANG), []
-    for family in MODULES:
-        for scheme in SCHEMES:
-            out = folder / "sglang" / f"{family}-{scheme}" / "out"
-            written(family, "sglang", scheme, out)
-            facts = json.loads(run("bench.consumer_sglang", packages, "--child", out, family).splitlines()[-1])
-            ok = facts["layers"] and not facts["different"] and not facts["unloaded"] and not facts["left"]
-            fact = f"{scheme}: {facts['layers']} int8 layers with the numbers that were written, "
-            fact += f"{len(facts['unloaded'])} parameters not loaded, {len(facts['left'])} tensors left over"
-            names = (facts["different"] + facts["unloaded"] + facts["left"])[:1]
-            rows.append((family, "loaded", bool(ok), fact + "".join(f" ({name})" for name in names)))
-    return rows
+
+SCHEMES = {"W8A8": torch.bfloat16, "W8A8_DYNAMIC": torch.bfloat16}
+PROOF = Proof("bench.consumer_sglang", "sglang", SGLANG, tuple(MODULES), SCHEMES, "loaded", judge)
 
 
 class _Arguments:
@@ -60,23 +55,24 @@ class _Arguments:
         return 1 if name.endswith(("_degree", "_size")) else None
 
 
-def child(out: Path, family: str) -> None:
-    """Loads the directory `out` with SGLang, and prints what was found as JSON."""
-    from .consumer_environment import stand_in
-    from .consumer_models import REFERENCE
-    from .consumer_packages import ABSENT_FOR_SGLANG, ASK_FIRST
-
+def prepare(folder: Path) -> None:
+    """Imports SGLang with stand-ins, and starts its process group of one process, with a file in `folder`."""
     for name in ASK_FIRST:
         import_module(name)
     stand_in(*ABSENT_FOR_SGLANG)
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    (folder / "meeting").unlink(missing_ok=True)
     state = import_module(f"{_PACKAGE}.runtime.distributed.parallel_state")
     state.maybe_init_distributed_environment_and_model_parallel(
-        tp_size=1, sp_size=1, distributed_init_method=f"file://{out.parent / 'meeting'}"
+        tp_size=1, sp_size=1, distributed_init_method=f"file://{folder / 'meeting'}"
     )
     import_module(f"{_PACKAGE}.runtime.server_args.server_args").set_global_server_args(_Arguments())
-    model = _loaded(out, *MODULES[family])
-    print(json.dumps(_compared(model, torch.load(out.parent / REFERENCE), out)), flush=True)
+
+
+def compute(job: Job) -> dict[str, Any]:
+    """Loads a directory with SGLang, and compares its tensors with those that were written."""
+    out = Path(job.out)
+    return _compared(_loaded(out, *MODULES[job.family]), torch.load(out.parent / REFERENCE), out)
 
 
 def _loaded(out: Path, module: str, kind: str, config_module: str, config_kind: str) -> torch.nn.Module:
@@ -137,15 +133,6 @@ def _compared(model: Any, reference: dict[str, Any], out: Path) -> dict[str, Any
     return {"layers": layers, "different": different, "unloaded": unloaded, "left": left}
 
 
-def main() -> None:
-    """Runs the proof and prints a line for each family, or loads one directory in the child process."""
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3])
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        for family, how, ok, fact in prove(Path(sys.argv[1] if sys.argv[1:] else temporary)):
-            print(f"{family:<12} {how:<9} {'yes' if ok else 'NO':<4} {fact}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    prepare(Path(sys.argv[1]).parent)
+    answer(sys.argv[1], compute)

@@ -1,6 +1,6 @@
 """Shows that vLLM-Omni's own code loads directories in format `vllm-omni`, and computes what Octavo computes.
 
-    python -m bench.consumer_vllm_omni [FOLDER]
+    python -m bench.consumers vllm-omni
 
 vLLM-Omni and vLLM are not part of this project: they are installed into a folder of their own and run in a process of
 their own, on the CPU, as they do on an Ascend NPU. Their configs, models, loaders and int8 layers run unchanged; only
@@ -12,7 +12,8 @@ out what Octavo's layer does, up to bfloat16.
 
 import json
 import sys
-import tempfile
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,6 +21,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+
+from .consumer_environment import stand_in
+from .consumer_jobs import REFERENCE, Job, Proof, agreement, answer, decibels
+from .consumer_packages import ABSENT_FOR_VLLM, ASK_FIRST, VLLM_OMNI
 
 MODULES = {
     "qwen_image": ("qwen_image.qwen_image_transformer", "QwenImageTransformer2DModel"),
@@ -31,37 +36,26 @@ MODULES = {
 LEAST = 50.0  # dB; both round the output to bfloat16
 
 
-def prove(folder: Path) -> list[tuple[str, str, bool, str]]:
-    """Returns for each family the name, how it was shown, whether vLLM-Omni agrees, and the fact in words. Files are
-    written to `folder`."""
-    from .consumer_environment import installed, run
-    from .consumer_models import written
-    from .consumer_packages import VLLM_OMNI
-
-    packages, rows = installed("vllm-omni", VLLM_OMNI), []
-    for family in MODULES:
-        out = folder / "vllm-omni" / family / "out"
-        written(family, "vllm-omni", "W8A8_DYNAMIC", out)
-        report = run("bench.consumer_vllm_omni", packages, "--child", out, family, VLLM_TARGET_DEVICE="empty")
-        facts = json.loads(report.splitlines()[-1])
-        ok = facts["equal"] and not facts["unloaded"] and facts["least"] > LEAST
-        fact = f"{facts['layers']} int8 layers with the integers and scales that were written, "
-        fact += f"{facts['unloaded']} parameters not loaded, outputs of layers agree to {facts['least']:.0f} dB"
-        rows.append((family, "computed", bool(ok), fact))
-    return rows
+def judge(job: Job, facts: Mapping[str, Any]) -> tuple[bool, str]:
+    """Returns whether the facts of a directory are as they should be, and the facts in words."""
+    faults = [] if facts["equal"] else ["other numbers than those that were written"]
+    faults += [f"{facts['unloaded']} parameters not loaded"] if facts["unloaded"] else []
+    fact = ", ".join([f"{facts['layers']} int8 layers", agreement(facts["least"]), *faults])
+    return bool(facts["layers"]) and not faults and facts["least"] > LEAST, fact
 
 
-def child(out: Path, family: str) -> None:
-    """Loads the directory `out` with vLLM-Omni, and prints what was found as JSON."""
-    from .consumer_environment import stand_in
-    from .consumer_models import REFERENCE
-    from .consumer_packages import ABSENT_FOR_VLLM, ASK_FIRST
+PROOF = Proof(
+    "bench.consumer_vllm_omni", "vllm-omni", VLLM_OMNI, tuple(MODULES), {"W8A8_DYNAMIC": torch.bfloat16}, "computed",
+    judge, {"VLLM_TARGET_DEVICE": "empty"},
+)  # fmt: skip
 
+
+def prepare(folder: Path) -> None:
+    """Imports vLLM-Omni with stand-ins, and starts its process group of one process, with a file in `folder`."""
     for name in ASK_FIRST:
         import_module(name)
     stand_in(*ABSENT_FOR_VLLM)
     _torch_npu()
-    from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
     from vllm_omni.diffusion.distributed import parallel_state
     from vllm_omni.platforms import current_omni_platform as platform
 
@@ -70,16 +64,33 @@ def child(out: Path, family: str) -> None:
     platform.get_torch_device = lambda *_: torch.device("cpu")
     backend = "vllm_omni.diffusion.attention.backends.sdpa.SDPABackend"
     platform.get_diffusion_attn_backend_cls = lambda *_, **__: backend
-    with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))), torch.inference_mode():
-        method = f"file://{out.parent / 'meeting'}"
-        parallel_state.init_distributed_environment(1, 0, method, 0, "gloo")
+    (folder / "meeting").unlink(missing_ok=True)
+    with _configured():
+        parallel_state.init_distributed_environment(1, 0, f"file://{folder / 'meeting'}", 0, "gloo")
         parallel_state.initialize_model_parallel(backend="gloo")
+
+
+def _configured() -> AbstractContextManager[Any]:
+    """Returns a context with a new configuration of vLLM."""
+    from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
+
+    context: AbstractContextManager[Any] = set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu")))
+    return context
+
+
+@torch.inference_mode()
+def compute(job: Job) -> dict[str, Any]:
+    """Loads a directory with vLLM-Omni, and compares its layers with those that were written."""
+    out = Path(job.out)
+    with _configured():
         torch.set_default_dtype(torch.bfloat16)
-        model, loaded = _loaded(out, *MODULES[family])
-        torch.set_default_dtype(torch.float32)
+        try:
+            model, loaded = _loaded(out, *MODULES[job.family])
+        finally:
+            torch.set_default_dtype(torch.float32)
         facts = _compared(model, torch.load(out.parent / REFERENCE), out)
-        unloaded = [name for name, _ in model.named_parameters() if name not in loaded]
-        print(json.dumps(facts | {"unloaded": len(unloaded)}), flush=True)
+    unloaded = [name for name, _ in model.named_parameters() if name not in loaded]
+    return facts | {"unloaded": len(unloaded)}
 
 
 def _torch_npu() -> None:
@@ -139,7 +150,7 @@ def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> d
     native = MODELS[json.loads((out / "config.json").read_text())["_class_name"]]
     groups = native.joined(name for name in reference)
     integers = native.written(set(reference), _linears(out))
-    equal, count, least = True, 0, 400.0
+    equal, count, least = True, 0, float("inf")
     modules = {getattr(module, "prefix", name): module for name, module in model.named_modules()}
     by_name = dict(model.named_modules())
     for own, unsorted in groups.items():
@@ -157,8 +168,7 @@ def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> d
         module.quant_method.process_weights_after_loading(module)
         y = module.quant_method.apply(module, reference[members[0]]["x"], module.bias)
         exact = torch.cat([reference[name]["y"] for name in members], 1)
-        error = (exact.double() - y.double()).square().sum().clamp_min(1e-30)
-        least = min(least, float(10 * torch.log10(exact.double().square().sum() / error)))
+        least = min(least, decibels(exact, y))
     return {"layers": count, "equal": equal, "least": least}
 
 
@@ -178,15 +188,6 @@ def _linears(out: Path) -> list[str]:
     return names
 
 
-def main() -> None:
-    """Runs the proof and prints a line for each family, or loads one directory in the child process."""
-    if sys.argv[1:2] == ["--child"]:
-        child(Path(sys.argv[2]), sys.argv[3])
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        for family, how, ok, fact in prove(Path(sys.argv[1] if sys.argv[1:] else temporary)):
-            print(f"{family:<12} {how:<9} {'yes' if ok else 'NO':<4} {fact}", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    prepare(Path(sys.argv[1]).parent)
+    answer(sys.argv[1], compute)

@@ -9,10 +9,9 @@ from octavo.capture.files import Modes
 
 from ...layers.schemes import DYNAMIC, WEIGHT_ONLY
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
-from ..native import not_linear
 from ..record import Deployment, Description, Format
 from .check import CONSUMER, check, integer_layers
-from .rules import METHOD
+from .rules import METHOD, kept_float
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +51,7 @@ FORMATS = (
         find=partial(find_intact, method=METHOD, folder="sdnq"),
         check=check,
         describe=describe,
-        kept_float=not_linear,
+        kept_float=kept_float,
         folds=True,
         made_biases=False,
     ),

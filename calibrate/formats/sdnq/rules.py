@@ -9,15 +9,33 @@
 - A layer that multiplies integers turns its input into int8 codes with a scale for each token. If a call has fewer than
   32 tokens, the input stays float. X.weight is stored as (in, out) and X.scale as (1, out).
 - In all other layers the input stays float. X.weight is stored as (out, in) and X.scale as (out, 1).
+- diffusers gives some modules float32 inputs, biases and scales in a model of any dtype: those that the model's class
+  lists in `_keep_in_fp32_modules`. sdnq makes float weights of the model's dtype, so that such a layer ends with an
+  error.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..native import not_linear
+
+if TYPE_CHECKING:
+    from torch import nn
 
 METHOD = "sdnq"  # quant_method in config.json
 FLOAT_LAYERS, FLOAT_INPUTS, MATMUL = "modules_to_not_convert", "modules_to_not_use_matmul", "use_quantized_matmul"
 _LEAST, _MULTIPLE = 32, 16  # smallest number of channels, and the divisor of it, for a product of integers
+
+
+def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
+    """Returns those of the layers `names` of `model`, which would become integers, that sdnq holds only as float."""
+    return not_linear(model, names) | {name for name in names if in_float32(model, name)}
+
+
+def in_float32(model: "nn.Module", name: str) -> bool:
+    """Returns whether the layer `name` is in a module that diffusers keeps in float32."""
+    return not set(getattr(model, "_keep_in_fp32_modules", None) or ()).isdisjoint(name.split("."))
 
 
 def fits_matmul(outputs: int, inputs: int) -> bool:

@@ -21,7 +21,7 @@ from ...layers.modules import QuantizedLayer
 from ...layers.schemes import DYNAMIC, WEIGHT_ONLY
 from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, linear_tensors
-from .rules import FLOAT_INPUTS, FLOAT_LAYERS, MATMUL, METHOD, fits_matmul
+from .rules import FLOAT_INPUTS, FLOAT_LAYERS, MATMUL, METHOD, fits_matmul, in_float32
 
 
 def write_sdnq(
@@ -50,12 +50,15 @@ def write_sdnq(
 
 
 def _check_modules(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> None:
-    """Raises UsageError for a layer that sdnq would not find in the model: one that is used under several names, or
-    whose float layer is of a subclass of nn.Linear."""
+    """Raises UsageError for a layer that sdnq would not find in the model, because it is used under several names or
+    its float layer is of a subclass of nn.Linear, and for a layer that diffusers keeps in float32."""
     names = names_of(model)
     for name in layers:
         if len(names[name]) > 1:
             fact = f"is used under the names {name} and {names[name][1]}, of which sdnq replaces one only"
+            raise UsageError(f"format sdnq: {name} {fact}. Keep the layer float.")
+        if in_float32(model, name):
+            fact = "gets inputs in float32 from diffusers, which sdnq does not multiply by weights of another dtype"
             raise UsageError(f"format sdnq: {name} {fact}. Keep the layer float.")
         module = model.get_submodule(name)
         if type(module).__name__ != "Linear" and not isinstance(module, QuantizedLayer):

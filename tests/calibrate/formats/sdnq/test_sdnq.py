@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from ....zoo.exported_sd3 import TO_Q, WEIGHTS, exported, reconfigured
 from ....zoo.hard_sd3 import hard
 from ....zoo.layer_kinds import TimedToy, changed, frozen
 from ....zoo.toy import nearest
+from ....zoo.video_pipelines import WAN
 
 UP, DOWN = "transformer_blocks.0.ff.net.0.proj", "transformer_blocks.0.attn.to_out.0"
 
@@ -161,6 +163,10 @@ def test_what_sdnq_cannot_hold_is_refused_in_one_line(tmp_path):
     refusal(model, {TO_Q: build(numbers, bare)}, "no bias in the float model")
     model.transformer_blocks[1].attn.to_q = linear
     refusal(model, {TO_Q: frozen(linear, "W8A8_DYNAMIC")}, "which sdnq replaces one only")
+    wan = WanTransformer3DModel(**WAN, in_channels=4)
+    time = "condition_embedder.time_embedder.linear_1"
+    refusal(wan, {time: frozen(wan.get_submodule(time), "W8A16")}, "inputs in float32")
+    assert format_named("sdnq").kept_float(wan, [time, "blocks.0.attn1.to_q"]) == {time}
     toy = TimedToy()
     refusal(toy, {"up": frozen(toy.up, "W8A8_DYNAMIC")}, "is not a diffusers model")
     assert format_named("sdnq").made_biases is False
