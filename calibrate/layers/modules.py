@@ -76,9 +76,9 @@ class IntegerLayer(nn.Module):
     """Base of the integer layers: stores the numbers of a layer (class Numbers) as parameters (weight and bias) and
     buffers (all others), so that `to` moves them.
 
-    `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level`, an object that
-    all layers of a denoiser share, holds the noise level of the denoiser's current call. `install` sets it if ranges
-    depend on the noise level; otherwise it is None.
+    `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level` is None until
+    the layer is put into a denoiser (install.py). If ranges depend on the noise level, the layers of the denoiser then
+    share one NoiseLevel object there, which holds the noise level of the denoiser's current call.
     """
 
     input_scale: Tensor

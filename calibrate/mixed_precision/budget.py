@@ -27,8 +27,8 @@ _REMEDY = "Write 5MiB, 40% (of the bytes as floats), 0.7x (of the time as floats
 
 
 class Cost(NamedTuple):
-    """Holds the cost of layers: `bytes` of their tensors, and `time`, in units of one multiply-accumulate in half
-    precision."""
+    """Holds the cost of layers: `bytes`, the size of their tensors, and `time`, the estimated time that they compute in
+    one run of the pipeline, in units of one multiply-accumulate in half precision."""
 
     bytes: float = 0.0
     time: float = 0.0

@@ -208,8 +208,8 @@ def measure_groups(
 
 
 def cost_of(layer: QuantizedLayer | None, before: Cost) -> Cost:
-    """Returns the cost of an integer layer, given its cost `before` as a float layer; None as `layer` means that the
-    layer stays float."""
+    """Returns the bytes and the estimated time of the integer layer `layer`. `before` has the bytes and the time of
+    the float layer that it replaces. If `layer` is None, the layer stays float, and `before` is returned."""
     if layer is None:
         return before
     return Cost(sum(tensor.nbytes for tensor in layer.state_dict().values()), before.time * TIME[layer.input_type])

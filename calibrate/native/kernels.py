@@ -206,16 +206,17 @@ class Kernels:
         return y
 
     def extremes(self, x: Tensor) -> tuple[float, float] | None:
-        """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
-        infinite. `x` (..., columns) is not empty, and float32, bfloat16 or float16."""
+        """Returns the smallest and the largest number of `x` (..., columns), with 0.0 in place of -0.0. Returns None if
+        a number is NaN or infinite. `x` is not empty, and float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = _Ends()
         finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
         return (ends[0], ends[1]) if finite else None
 
     def row_statistics(self, x: Tensor) -> RowStatistics | None:
-        """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
-        empty, and float32, bfloat16 or float16. The sums of a row are computed in float64, always in the same order."""
+        """Returns the statistics of the rows of `x` (..., columns). Returns None if a number is NaN or infinite. `x` is
+        not empty, and float32, bfloat16 or float16. The sums of a row are computed in float64, always in the same
+        order."""
         rows, _owner = _rows_of(x)
         count = rows.batch * rows.rows
         ends, sums = _Ends(), torch.empty(2, count, dtype=torch.float64, device="cpu")
@@ -225,8 +226,9 @@ class Kernels:
         return RowStatistics(ends[0], ends[1], *sums.numpy())
 
     def column_extremes(self, x: Tensor) -> Tensor | None:
-        """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
-        without -0.0; None if a number is NaN or infinite. `x` is not empty, and float32, bfloat16 or float16."""
+        """Returns a float32 tensor (2, columns): the smallest and the largest number of each column of `x`
+        (..., columns), with 0.0 in place of -0.0. Returns None if a number is NaN or infinite. `x` is not empty, and
+        float32, bfloat16 or float16."""
         rows, _owner = _rows_of(x)
         ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
         low = ends.data_ptr()

@@ -120,7 +120,7 @@ class Moments:
         self._sum, self._squares = ExactSum(), ExactSum()
 
     def add(self, rows: list[TokenSums]) -> None:
-        """Adds the values of several tensors; `rows` has the sums of the rows of each tensor."""
+        """Adds all values of several tensors. `rows` has one TokenSums for each tensor: the sums of its rows."""
         self.count += sum(entry.count for entry in rows)
         pieces = [piece for piece in row_sums_of(rows) if len(piece.sums)]
         for dtype in (np.float32, np.float64):
@@ -144,8 +144,8 @@ class Moments:
 
 
 class BatchedMoments:
-    """Sums all values and their squares exactly, as `Moments` does, but collects rows and adds them in batches, which
-    is faster."""
+    """Sums all values and their squares exactly, as `Moments` does, but collects the sums of rows and adds many of them
+    at a time, which is faster."""
 
     def __init__(self) -> None:
         self._moments = Moments()
@@ -153,7 +153,7 @@ class BatchedMoments:
         self._waiting = self._copied = 0
 
     def add(self, rows: TokenSums) -> None:
-        """Adds the rows of one tensor."""
+        """Adds all values of one tensor. `rows` has the sums of its rows."""
         self._rows.append(rows)
         self._waiting += rows.rows
         self._copied += rows.count if rows.copy is not None else 0
@@ -161,11 +161,11 @@ class BatchedMoments:
             self._add_waiting()
 
     def merge(self, other: "BatchedMoments") -> None:
-        """Adds all rows that were added to `other`."""
+        """Adds all values that were added to `other`."""
         self._moments.merge(other.moments())
 
     def moments(self) -> Moments:
-        """Returns the number, the sum and the sum of squares of the values in all added rows."""
+        """Returns the number, the sum and the sum of squares of all added values."""
         self._add_waiting()
         return self._moments
 

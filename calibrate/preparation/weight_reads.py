@@ -1,4 +1,5 @@
-"""Finds layers whose weight is also used outside their own forward, by a function or another module, or is changed.
+"""Finds layers whose weight changes during a call of the model, or is also used outside the layer's own forward, by a
+function or another module.
 
 Such code would read an integer weight as if it were a float weight, so these layers stay float. Modules that own the
 same parameter, such as a tied embedding, may read it: they keep the float weight beside the integer layer.
@@ -22,8 +23,8 @@ CHANGED = "each call of the model changes its weight"
 
 
 def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -> dict[str, str]:
-    """Runs `call` once, and finds the layers in `names` whose weight is used outside the layer's forward or changes.
-    Returns a dict from layer name to the reason why the layer stays float.
+    """Runs `call` once, and finds the layers in `names` whose weight changes during the call, or is also used outside
+    the layer's own forward. Returns a dict from layer name to the reason why the layer stays float.
 
     Raises MisfitError for a call that does not fit the model, DeviceError when memory runs out.
     """
@@ -34,8 +35,9 @@ def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -
 
 @contextmanager
 def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Observes the weights of the layers `names` inside the `with` statement. Afterwards the dict that was yielded has
-    the layers whose weight was used outside the layer's forward or changed, with the reason why they stay float."""
+    """Observes the weights of the layers `names` inside the `with` statement. Yields a dict from layer name to the
+    reason why the layer stays float. It is filled when the body ends, with the layers whose weight changed, or was also
+    used outside the layer's own forward."""
     reasons: dict[str, str] = {}
     layers = {name: layer_at(model, name) for name in names}
     before = {name: (layer.weight, _state(layer.weight)) for name, layer in layers.items()}

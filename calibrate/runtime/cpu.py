@@ -2,12 +2,13 @@
 GELU in the same pass.
 
 A packed weight is in oneDNN's own layout, which torch.compile cannot trace, so graphs of torch.compile contain custom
-operators instead (`compiled`). Layers with a range for each timestep bin run outside of graphs, where the noise level
-of a call is known.
+operators instead (`compiled`). A layer with a range for each timestep bin chooses its range by the noise level of the
+call. A graph does not know the noise level, so such a layer runs outside of graphs.
 
 The codes of inputs are uint8, the int8 codes plus 128, because oneDNN is ten times slower for int8 with a zero point.
-oneDNN adds the bias in float32, where the reference backend adds quant_bias in int32. So an output close to 0 with a
-large bias may differ from that of the reference by the rounding of the bias.
+The reference backend adds quant_bias to the integer sum, exactly. oneDNN multiplies the sum by the scale, and then adds
+a bias that is rounded to float32. This rounding shows in outputs close to 0 of a layer with a large bias: there the two
+backends differ by about the rounding error of the bias.
 """
 
 from collections.abc import Iterator

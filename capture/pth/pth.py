@@ -69,15 +69,16 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
 def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Loads a list of samples from a file of torch.save; returns (args, kwargs) for each sample.
 
-    A sample, the arguments of one call, is a dict of keyword arguments, or a list or tuple of positional ones. Raises
-    FileError for a file that would run code when loaded or holds no samples, MisfitError for an empty list.
+    A sample holds the arguments of one call of the model: a dict of keyword arguments, or a list or tuple of positional
+    ones. Raises FileError for a file that would run code when loaded, or that holds anything but samples; MisfitError
+    for an empty list.
     """
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
         samples = [samples]
     if not isinstance(samples, list | tuple):
         fact = f"expected a list of samples, found {type(samples).__name__}"
-        raise FileError(f"{path}: {fact}. Save a list with the arguments of one call in each entry.")
+        raise FileError(f"{path}: {fact}. Save a list with the arguments of one call of the model in each entry.")
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for number, sample in enumerate(samples):
         if isinstance(sample, dict) and all(isinstance(name, str) for name in sample):
@@ -86,9 +87,9 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
             calls.append((tuple(sample), {}))
         else:
             fact = f"sample {number} is a {type(sample).__name__}, not a dict with names as keys, a list or a tuple"
-            raise FileError(f"{path}: {fact}. Save the arguments of each call as one of these three.")
+            raise FileError(f"{path}: {fact}. Save the arguments of each call as a dict, list or tuple.")
     if not calls:
-        raise MisfitError(f"{path}: holds no samples. Save the arguments of at least one call.")
+        raise MisfitError(f"{path}: is an empty list. Save the arguments of at least one call of the model.")
     return calls
 
 

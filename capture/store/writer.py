@@ -1,12 +1,15 @@
 """Writes a capture to disk.
 
-CAPTURE/capture.json                 sealed JSON: the schema and the manifest; written first
+CAPTURE/capture.json                 sealed JSON: the version of the layout, and the manifest; written first
 CAPTURE/units/000007-KEY/            the calls of one prompt; appears only when complete
-    data-000.safetensors             tensors or rows of tensors, named by the hash of their content; at most 256 MiB
+    data-000.safetensors             blobs, named by the hash of their content; at most 256 MiB
     unit.json                        sealed JSON: the data files, blobs, tensors and calls
 CAPTURE/complete.json                sealed JSON: the units and the digests of their unit.json; missing until finished
 
-Sealed JSON holds its own SHA-256, so that every damage is found.
+The manifest of a capture says how the calls were recorded, such as the model, the dtype and the settings. 000007 is the
+number of the unit, and KEY is a digest of what determines its calls, such as prompt, seed and steps (`unit_key`). A
+blob is a tensor, or a row of one; equal blobs of a unit are stored once. Sealed JSON holds its own SHA-256, so that
+every damage is found.
 """
 
 import os

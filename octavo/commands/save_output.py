@@ -50,8 +50,9 @@ def target_of(path: Path, overwrite: bool) -> Target:
             f"{path}: the ending '{ending}' is unknown. Use one of {choices}, or no ending for a directory of pictures."
         )
     if ending == _VIDEO and not all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg")):
-        fact = "writing a video needs imageio and imageio-ffmpeg"
-        raise UsageError(f"{path}: {fact}. Install them, or give a directory for the frames.")
+        fact = "the packages that write a video are missing"
+        remedy = "Install imageio and imageio-ffmpeg, or give a directory for the frames"
+        raise UsageError(f"{path}: {fact}. {remedy}.")
     with storage(path):
         if path.is_dir() and (ending or any(path.iterdir())) and not (overwrite and _frames_only(path)):
             raise StorageError(f"{path}: is a directory that is not empty. Choose another name with -o.")

@@ -78,9 +78,9 @@ class Comparison:
         self._costs: dict[str, list[Cost]] = {"float": [], "int8": []}
 
     def probe_denoiser(self, prompt: str) -> None:
-        """Runs the float pipeline on `prompt` while `self.probe` records the largest inputs of its denoiser's layers
-        and the error of the quantized denoiser for the same inputs. This run also warms up the pipeline, so that the
-        later runs of `compare` can be timed.
+        """Runs the float pipeline on `prompt`. Meanwhile `self.probe` records the largest input value of each layer of
+        the denoiser, and the error of the quantized denoiser, which is called with the same arguments as the float
+        denoiser. This run also warms up the pipeline, so that the later runs of `compare` can be timed.
 
         Raises MisfitError if the pipeline never calls the denoiser.
         """

@@ -16,8 +16,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Cost:
     """The cost of a run: its seconds, and `peak`, the peak memory in bytes.
 
-    On a CPU the peak is that of the whole process, on other devices that of the device. `peak` is None if it could not
-    be measured.
+    On a CPU, `peak` is the peak memory of the whole process, on another device the peak memory of PyTorch on this
+    device. `peak` is None if the system did not allow measuring it.
     """
 
     seconds: float = 0.0
@@ -26,8 +26,8 @@ class Cost:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measures the cost of the body of `with`, which computes on `device`. The yielded `Cost` is filled in when the
-    body ends."""
+    """Measures the seconds and the peak memory of the body of `with`, which computes on `device`. The fields of the
+    yielded `Cost` are set when the body ends."""
     cost = Cost()
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
     peak_was_reset = _reset_peak() if accelerator is None else True

@@ -26,7 +26,8 @@ class Probe:
 
     `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
     `powers[step]` holds two sums of squares over the calls of a step: of the float denoiser's outputs, and of the
-    differences between them and the quantized denoiser's outputs for the same inputs. The SQNR follows from both sums.
+    differences between these outputs and those of the quantized denoiser for the same arguments. The SQNR follows from
+    both sums.
     """
 
     def __init__(self, deployed: Deployed) -> None:
@@ -100,9 +101,9 @@ class Probe:
         return record
 
     def _compare(self, root: str) -> Any:
-        """Returns a hook that runs after each call of a float denoiser. The hook runs the quantized denoiser on the
-        same inputs, and adds the squares of the output and of the error to `powers`. `root` is the name of the denoiser
-        inside `Deployed.module`; "" is the module itself."""
+        """Returns a hook that runs after each call of a float denoiser. The hook calls the quantized denoiser with the
+        same arguments, and adds the squares of the output and of the error to `powers`. `root` is the name of the
+        denoiser inside `Deployed.module`; "" is the module itself."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:

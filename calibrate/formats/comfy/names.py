@@ -89,7 +89,8 @@ def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
     for native, parts in found.items():
         rule, number = rules[native]
         if len(parts) != rule.parts:
-            fact = f"{native} consists of {rule.parts} layers, but the model only has {', '.join(parts.values())}"
+            fact = f"ComfyUI's {native} consists of {rule.parts} layers, but the model only has"
+            fact = f"{fact} {', '.join(parts.values())}"
             raise UsageError(f"format comfy: {fact}. {INSTEAD}")
         swapped = rule.native in family.swapped or (rule.native in family.swapped_last and number == last)
         result[native] = Rows(tuple(parts[part] for part in sorted(parts)), swapped, rule.native in family.flat)
@@ -102,7 +103,7 @@ def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
     for rule in _rules(family.title):
         if match := rule.pattern.fullmatch(name):
             return rule, match.groups()
-    raise UsageError(f"format comfy: the tensor {name} has no native name in {family.title}. {INSTEAD}")
+    raise UsageError(f"format comfy: ComfyUI has no name for the tensor {name} of {family.title}. {INSTEAD}")
 
 
 @cache

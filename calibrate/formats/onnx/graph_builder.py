@@ -11,7 +11,7 @@ from torch import Tensor
 from octavo.capture.errors import NumbersError
 
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
-from .placeholders import DOMAIN, attribute, bodies, is_placeholder
+from .placeholders import DOMAIN, KEEP_FLOAT, attribute, bodies, is_placeholder
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -180,15 +180,14 @@ def int32_bias(use: Use) -> Tensor:
     """Returns the int32 bias of the layer `use.layer`: bias plus bias correction, divided by deq (input scale * weight
     scale) and rounded. This bias is quant_bias without the effect of the zero point.
 
-    Raises NumbersError for a bias outside int32.
+    Raises NumbersError if this bias is outside int32.
     """
     layer = use.layer
     sums = layer.weight.detach().flatten(1).sum(1, dtype=layer.quant_bias.long().dtype)
     bias = layer.quant_bias.long() + layer.input_zero_point.long() * sums
     if int(bias.abs().max()) >= 2**31:
-        raise NumbersError(
-            f"{use.name}: the bias, counted in steps of the int32 accumulator, is outside int32. Keep the layer float."
-        )
+        fact = "the bias, divided by input scale times weight scale, is too large for int32"
+        raise NumbersError(f"{use.name}: {fact}. {KEEP_FLOAT}")
     return bias.int()
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DOMAIN, OPERATOR = "octavo", "Layer"  # the ONNX domain and operator of a placeholder node
 OPSET = 18  # version of the ONNX operators that the exporters write
+# ends a message that begins with the name of a layer
+KEEP_FLOAT = "Keep the layer float (--keep-float, or disable_names in Python)."
 _SIZES = (  # attributes of layers that a model's own code may read, for example to pad for a stride
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
     "padding_mode",

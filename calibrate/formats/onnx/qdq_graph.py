@@ -21,6 +21,7 @@ from octavo.capture.errors import NumbersError, UsageError
 
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from .graph_builder import Builder, Use, conv_attributes, expand_placeholders, int32_bias
+from .placeholders import KEEP_FLOAT
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -80,7 +81,7 @@ def _input(builder: Builder, use: Use) -> str:
 def _weight_scale(use: Use) -> Tensor:
     scale = use.layer.deq.double() / use.layer.input_scale.double()
     if not bool(((scale >= _SMALLEST) & (scale <= torch.finfo(torch.float32).max)).all()):
-        raise NumbersError(f"{use.name}: the scale of the weight is no float32 number. Keep the layer float.")
+        raise NumbersError(f"{use.name}: the scale of the weight is too small or too large for float32. {KEEP_FLOAT}")
     return scale.float()
 
 

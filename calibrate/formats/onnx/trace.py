@@ -21,6 +21,7 @@ from octavo.capture.errors import MisfitError, UsageError
 from ...layers.modules import QuantizedLayer
 from .placeholders import (
     DOMAIN,
+    KEEP_FLOAT,
     OPSET,
     Placeholder,
     attribute,
@@ -158,7 +159,6 @@ def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) ->
     inner = {attribute(node, "index") for body in bodies(proto) for node in body if is_placeholder(node)}
     for index, name in enumerate(layers):
         if index in inner:
-            raise MisfitError(f"{name}: is in a branch or loop of the graph. Keep the layer float.")
+            raise MisfitError(f"{name}: is in a branch or loop of the graph. {KEEP_FLOAT}")
         if index not in indices:
-            fact = "is not in the traced graph. Keep the layer float, or give a call that reaches it."
-            raise MisfitError(f"{name}: {fact}")
+            raise MisfitError(f"{name}: is not in the traced graph. Give a call that reaches the layer. {KEEP_FLOAT}")

@@ -67,6 +67,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.formats.comfy.check": (CALIBRATE,),
     "octavo.calibrate.formats.comfy.names": (CALIBRATE,),
     "octavo.calibrate.formats.comfy.write": (CALIBRATE,),
+    "octavo.calibrate.formats.onnx.placeholders": BOTH,
     "octavo.calibrate.formats.sdnq.check": (CALIBRATE,),
     "octavo.calibrate.formats.sdnq.write": (CALIBRATE,),
     "octavo.calibrate.formats.sglang.check": (CALIBRATE,),

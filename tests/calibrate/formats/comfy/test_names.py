@@ -120,7 +120,7 @@ def test_a_class_without_native_names_is_refused_in_one_line():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda names: [*names, "extra.weight"], "extra.weight has no native name"),
+        (lambda names: [*names, "extra.weight"], "no name for the tensor extra.weight"),
         (lambda names: [name for name in names if "to_k" not in name], "consists of 3 layers"),
     ],
 )
