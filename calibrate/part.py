@@ -155,7 +155,7 @@ def check_any_quantized(plan: Plan) -> None:
     """Raises NumbersError for a plan without a quantized layer, with the reasons why its layers stay float."""
     if not plan.quantized:
         reasons = reasons_of(entry for entry in plan.entries if entry.forced)
-        raise NumbersError(f"no layer can become integers ({reasons}). Give more calls or choose another dtype.")
+        raise NumbersError(f"no layer can become integers ({reasons}). Calibrate on more calls, or in another dtype.")
 
 
 def _integer_layer(

@@ -22,7 +22,8 @@ _FEW = 8  # rows for each sample of a batch: inputs with at most so many are tho
 
 class SurveyReading(NamedTuple):
     """Holds the extremes of each channel and some rows of one tensor, an input of one or several layers. Each of these
-    layers has a Survey object; `surveys` lists those that this reading was added to so far."""
+    layers has a Survey object. `surveys` lists the Survey objects that this reading was added to so far: by it, layers
+    with the same input find each other."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype

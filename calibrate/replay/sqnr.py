@@ -42,7 +42,8 @@ class Power:
     _noises: list[float] = field(default_factory=list)
 
     def add(self, exact: Tensor, other: Tensor) -> None:
-        """Adds a float tensor `exact` and the integer model's tensor `other`, of the same shape. Changes neither."""
+        """Adds the squares of `exact`, a tensor of the float model, to the signal, and those of the difference from
+        `other`, the integer model's tensor of the same shape, to the noise."""
         self.count += exact.numel()
         signal = exact.to(torch.float32)
         noise = other - signal  # computed in float32, also for an `other` in half precision

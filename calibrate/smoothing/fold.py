@@ -65,7 +65,7 @@ class FoldResult(NamedTuple):
     float parameter to a function that computes its new value.
 
     A value is computed when its function is called, so the values of a large model need not be in memory together.
-    `model.load_state_dict(values(), strict=False)` loads all values.
+    `model.load_state_dict(result.values(), strict=False)` loads all values of the FoldResult `result`.
     """
 
     layers: dict[str, QuantizedLayer]

@@ -39,9 +39,10 @@ class OpenSoraPipelineOutput(BaseOutput):
 
 
 class Text(NamedTuple):
-    """Holds caption states (rows, 1, tokens, channels) and the mask of their tokens, which is zero for padding.
+    """Holds caption states (rows, 1, tokens, channels), and `mask` (rows, tokens), which is zero for tokens of padding.
 
-    With guidance the rows of the prompts are followed by as many rows of null captions or negative prompts.
+    With guidance there are twice as many rows as prompts: those of the prompts, then those of the negative prompts, or
+    of null captions if there are no negative prompts.
     """
 
     states: Tensor

@@ -44,7 +44,7 @@ def check(path: Path) -> list[Verdict]:
 
 def _for_comfyui(content: Content) -> Iterator[Verdict]:
     """Yields the verdicts for ComfyUI: one for each check in _CHECKS, which covers markers, scales, rotations and more,
-    and one on the names of the tensors. Yields a negative verdict besides if the file has no int8 weights."""
+    and one on the names of the tensors. If the file has no int8 weights, yields one more, a negative verdict."""
     layers = content.int8
     count = f"{len(layers)} int8 layers"
     if not layers and not content.integer_weights:

@@ -55,6 +55,6 @@ def below(native: str, diffusers: str, rules: Rules) -> dict[str, str | tuple[st
 
 
 def same(*names: str) -> dict[str, str]:
-    """Returns rules for `names`, the names of layers or tensors that have the same name in diffusers and in native
-    files."""
+    """Returns `rules` of a Family, a dict from native name to diffusers name, for layers or tensors that are called the
+    same in both."""
     return {name: name for name in names}
