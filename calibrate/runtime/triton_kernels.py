@@ -61,10 +61,9 @@ def product_kernel(
     x, weight, scale, bias, row_scale, y, rows, ins, outs,
     KIND: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile (ROWS, OUTS) of a layer's output into `y` (samples, rows, outs). With GELU "none" or "tanh" writes
-    GELU of the output, by torch's approximation of that name; with "" the output itself. Reads INS of the `ins` columns
-    of the input `x` (samples, rows, ins) and of the int8 `weight` (outs, ins) at a time. `row_scale` has the scales of
-    the rows of `x`.
+    """Writes a tile (ROWS, OUTS) of a layer's output, or GELU of it (see `_activated`), into `y` (samples, rows, outs).
+    Reads INS of the `ins` columns of the input `x` (samples, rows, ins) and of the int8 `weight` (outs, ins) at a time.
+    `row_scale` has the scales of the rows of `x`.
 
     | KIND      | x     | scale                      | row_scale         | bias                              |
     |-----------|-------|----------------------------|-------------------|-----------------------------------|
