@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
+from octavo.capture.paging import page_out
 from octavo.capture.tensors import Planned
 
 from ..layers.install import all_names
@@ -67,11 +68,15 @@ def check_linears(
 def float_parts(layer: QuantizedLayer) -> Iterator[tuple[str, Planned]]:
     """Yields ("weight", tensor) and, if the layer has a bias, ("bias", tensor), both in the layer's float dtype. The
     weight is codes times scale. Used for layers that software can only hold as float."""
-    yield "weight", Planned(layer.dtype, tuple(layer.weight.shape), partial(_dequantized, layer))
+    yield "weight", Planned(layer.dtype, tuple(layer.weight.shape), partial(dequantized, layer))
     if layer.bias is not None:
         yield "bias", Planned.of(layer.bias)
 
 
-def _dequantized(layer: QuantizedLayer) -> Tensor:
-    weight = layer.weight.detach().to(torch.float32)
-    return weight.mul_(layer.weight_scale.view([-1] + [1] * (weight.ndim - 1))).to(layer.dtype)
+def dequantized(layer: QuantizedLayer) -> Tensor:
+    """Returns the weight of an integer layer in the layer's float dtype: codes times scale, with the layer's rotation
+    undone."""
+    weight = layer.weight.detach().to(torch.float32) * layer.weight_scale.view(-1, 1)
+    page_out(layer.weight)
+    transform = layer.transform
+    return (weight if transform is None else transform.weight(weight)).to(layer.dtype)  # a rotation is its own inverse

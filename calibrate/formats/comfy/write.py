@@ -31,6 +31,7 @@ from ...layers.schemes import DYNAMIC
 from ...layers.transforms import Rotate, same_transform
 from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, state
+from ..linears import dequantized
 from .family import Family
 from .names import Rows, family_of, native_names
 from .structure import FILE, MARKER, METADATA, VERSION, marker_of
@@ -160,15 +161,6 @@ def _float(native: str, source: Source) -> Planned:
     assert layer.bias is not None
     check_finite_tensor(native, layer.bias.detach())
     return Planned.of(layer.bias.detach())
-
-
-def dequantized(layer: QuantizedLayer) -> Tensor:
-    """Returns the weight of an integer layer in the layer's float dtype: codes times scale, with the layer's rotation
-    undone."""
-    weight = layer.weight.detach().to(torch.float32) * layer.weight_scale.view(-1, 1)
-    page_out(layer.weight)
-    transform = layer.transform
-    return (weight if transform is None else transform.weight(weight)).to(layer.dtype)  # a rotation is its own inverse
 
 
 def _joined(parts: list[Planned], rows: Rows) -> Planned:

@@ -47,6 +47,12 @@ class Model(NamedTuple):
         content = self.config.get("quantization_config")
         return content if isinstance(content, dict) else {}
 
+    @property
+    def int8_layers(self) -> list[str]:
+        """The names of the layers whose weight is int8."""
+        names = (name for name, tensor in self.tensors.items() if tensor.stored.dtype == "int8")
+        return [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
+
     @classmethod
     def open(cls, directory: Path) -> "Model":
         """Opens a model directory: reads config.json and the headers of the weight files.

@@ -26,15 +26,6 @@ def check(directory: Path) -> list[Verdict]:
         return [Verdict(CONSUMER, "files", False, str(error))]
 
 
-def integer_layers(model: Model) -> list[str]:
-    """Returns the names of the layers whose weight is int8."""
-    return [
-        name.removesuffix(WEIGHT)
-        for name, tensor in model.tensors.items()
-        if name.endswith(WEIGHT) and tensor.stored.dtype == "int8"
-    ]
-
-
 def _verdicts(model: Model) -> Iterator[Verdict]:
     config = model.quantization
     kind = config.get("weights_dtype", "int8")
@@ -42,7 +33,7 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
         yield Verdict(CONSUMER, CONFIG_FILE, True, f"weights_dtype is {kind!r}; Octavo checks int8 only")
         return
     yield _settings(model)
-    names = integer_layers(model)
+    names = model.int8_layers
     misfits = (misfit for name in names if (misfit := _misfit(model, name)))
     fact = next(misfits, "")
     sound = f"{len(names)} int8 layers, laid out as {MATMUL} says" if names else "no layer is int8"

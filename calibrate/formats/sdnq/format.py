@@ -10,7 +10,7 @@ from octavo.capture.files import Modes
 from ...layers.schemes import DYNAMIC, WEIGHT_ONLY
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
 from ..record import Deployment, Description, Format
-from .check import CONSUMER, check, integer_layers
+from .check import CONSUMER, check
 from .rules import METHOD, kept_float
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def describe(path: Path) -> Description:
     Raises FileError for files that are missing or damaged.
     """
     model = Model.open(path)
-    kind, count = model.quantization.get("weights_dtype", "int8"), len(integer_layers(model))
+    kind, count = model.quantization.get("weights_dtype", "int8"), len(model.int8_layers)
     title = f"a {model.config.get('_class_name')} for diffusers with sdnq"
     return Description(title, (("layers", f"{count} int8, weights_dtype {kind}"),), {"int8": count})
 

@@ -30,17 +30,8 @@ def check(directory: Path) -> list[Verdict]:
         return [Verdict(CONSUMER, "files", False, str(error))]
 
 
-def integer_layers(model: Model) -> list[str]:
-    """Returns the names of the layers whose weight is int8."""
-    return [
-        name.removesuffix(_WEIGHT)
-        for name, tensor in model.tensors.items()
-        if name.endswith(_WEIGHT) and tensor.stored.dtype == "int8"
-    ]
-
-
 def _verdicts(model: Model) -> Iterator[Verdict]:
-    names = integer_layers(model)
+    names = model.int8_layers
     fact = _wrong_config(model.quantization, names)
     yield Verdict(CONSUMER, CONFIG_FILE, not fact, fact or "has the keys that vLLM-Omni takes, and no others")
     kind = str(model.config.get("_class_name"))

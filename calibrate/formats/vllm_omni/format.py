@@ -10,7 +10,7 @@ from octavo.capture.files import Modes
 from ...layers.schemes import DYNAMIC
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
 from ..record import Deployment, Description, Format
-from .check import CONSUMER, ON_ASCEND, check, integer_layers
+from .check import CONSUMER, ON_ASCEND, check
 from .rules import METHOD, kept_float, refusal
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def describe(path: Path) -> Description:
     Raises FileError for files that are missing or damaged.
     """
     model = Model.open(path)
-    count = len(integer_layers(model))
+    count = len(model.int8_layers)
     title = f"a {model.config.get('_class_name')} for vLLM-Omni"
     return Description(title, (("layers", f"{count} {DYNAMIC}"),), {DYNAMIC: count})
 

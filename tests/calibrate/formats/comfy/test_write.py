@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from octavo.calibrate.formats.comfy.names import family_of, native_names, together
 from octavo.calibrate.formats.comfy.structure import FILE, METADATA
-from octavo.calibrate.formats.comfy.write import dequantized, join
+from octavo.calibrate.formats.comfy.write import join
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.linears import dequantized
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.plan import Plan
