@@ -89,7 +89,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
             layers = _released(model, plan.quantized, part.makers, work.progress)
     parameters: Mapping[str, Callable[[], Tensor]] = {}
     if settings.fold and settings.groups is not None:
-        layers, parameters = fold(model, layers, settings.groups(model))
+        layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
         if settings.release:
             install(model, layers)
     with (

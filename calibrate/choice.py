@@ -20,7 +20,7 @@ class Choice:
     """Everything that determines the integer form of a layer.
 
     `input`: how the layer's input becomes codes. `transform`: what is done to the input before it becomes codes, such
-    as a division by smoothing factors; None: nothing. `weight`: the integer weight that the rounding `method` chose;
+    as a division by smoothing factors; None: nothing. `weight`: the quantized weight that the rounding `method` chose;
     None: the weight is rounded to the nearest. `correction` (out,) float64: the mean of the float layer's output minus
     the mean of the integer layer's output, which is added to the bias; None: nothing is added.
     """

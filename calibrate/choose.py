@@ -134,7 +134,7 @@ def transforms_of(
     error the transform lowers. `work` holds the progress display and the ranks that take part."""
     if not settings.transforming:
         return {}
-    groups = settings.groups(model) if settings.groups else []
+    groups = settings.fold_groups(model, surveys)
     tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations, settings.multipliers)
     smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work, tried)
     return {name: smoothing.transform for name, smoothing in smoothings.items()}

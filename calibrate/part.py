@@ -11,7 +11,6 @@ from octavo.capture.errors import NumbersError
 
 from .choice import Choice, layer_of
 from .choose import Selection, choose
-from .layers.inputs import WORDS
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
 from .plan import Plan, layer_at, make_plan, named, reasons_of
@@ -100,11 +99,20 @@ def calibrate_part(
 def planned(model: nn.Module, settings: Settings) -> Plan:
     """Returns the plan for `model` that follows from the settings: which layers become integers, and why the others
     stay float."""
-    scheme = WORDS[settings.input_type]
-    return make_plan(
-        model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
-        quantize=settings.quantize, option=settings.name,
+    plan = make_plan(
+        model, scheme=settings.scheme, keep_float=settings.keep_float, defaults=settings.defaults,
+        more=settings.more_float, quantize=settings.quantize, option=settings.name,
     )  # fmt: skip
+    block = settings.input_scheme.block
+    if block is None:
+        return plan
+    unfit = {}
+    for entry, module in named(model, plan):
+        if isinstance(module, nn.Conv2d):
+            unfit[entry.name] = f"a convolution, which {settings.element} cannot hold"
+        elif module.weight.shape[1] % block:
+            unfit[entry.name] = f"its {module.weight.shape[1]} inputs are no multiple of {block}"
+    return plan.forced_float(unfit)
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:
@@ -147,7 +155,7 @@ def without_multipliers(model: nn.Module, plan: Plan, choices: Mapping[str, Choi
     if settings.multipliers or not settings.smoothing:
         return plan
     transforms = {name: choices[name].transform for name in plan.quantized}
-    left = with_multipliers(model, transforms, settings.groups(model) if settings.groups else [])
+    left = with_multipliers(model, transforms, settings.fold_groups(model, plan.quantized))
     return plan.forced_float(dict.fromkeys(left, "its smoothing factors cannot be folded"))
 
 

@@ -1,6 +1,6 @@
 """The settings of a calibration, and the recipes of `--accuracy`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,16 +10,18 @@ from octavo.capture.errors import UsageError
 
 from .choice import NEAREST
 from .layers.inputs import ACTIVATIONS, Input
-from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
-from .layers.schemes import ROTATIONS
+from .layers.scheme import ACTIVATION, ELEMENT_TYPES, INT8, SYMMETRIC_ACTIVATION, Scheme
+from .layers.schemes import NAMES, ROTATIONS
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .replay.measured_calls import MEASURED
 from .rounding.methods import WEIGHT_METHODS, Method
-from .smoothing.fold import FoldGroup
+from .smoothing.fold import FoldGroup, Unfolded, fixed_scales
 
 # the words of `Settings.rotation`, with the numbers of channels in a group that are tried; the first is preferred
 ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in ROTATIONS}}
+WEIGHT_SCALES = ("channel", "tensor")  # one scale for each output channel, or for the whole weight
+WHOLE_NUMBER_METHODS = ("admm", "adaround")  # rounding methods whose codes are whole numbers
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class Settings:
     symmetric: bool = False  # whether activations have zero point 0
     reciprocal: bool = False  # whether multiplying by 1 / input scale must give the same codes (layers/reciprocals.py)
     activations: str = "static"  # how inputs become codes: a name of ACTIVATIONS
+    element: str = "int8"  # the numbers that codes are taken from: a name of ELEMENT_TYPES
+    weight_scales: str = "channel"  # what has a scale in a weight: a word of WEIGHT_SCALES
+    clamping: bool = False  # whether scales of MXFP8 inputs are chosen as Ascend does (`Scheme.clamping`)
     smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
     rotation: str = "off"  # whether inputs are rotated where that lowers the error: a name of ROTATION
     groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # returns the smoothing groups of a model
@@ -58,6 +63,9 @@ class Settings:
             _one_of("weights", word, WEIGHT_METHODS)
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("rotation", self.rotation, ROTATION)
+        _one_of("element", self.element, ELEMENT_TYPES)
+        _one_of("weight_scales", self.weight_scales, dict.fromkeys(WEIGHT_SCALES))
+        self._check_element()
         if not 0.0 <= self.sigma <= 100.0:
             raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number from 0 to 100.")
         if self.samples is not None and self.samples < 1:
@@ -69,6 +77,21 @@ class Settings:
             if not self.input_type.ranged:
                 fact = f"needs inputs with fixed ranges, but activations are {self.activations}"
                 raise UsageError(f"budget: {fact}. Use static activations, or no budget.")
+
+    def _check_element(self) -> None:
+        """Raises UsageError for settings that do not fit the element type."""
+        ways = NAMES[self.element]
+        if self.activations not in ways:
+            fact = f"{self.element} has no {self.activations} activations"
+            raise UsageError(f"activations: {fact}. Use one of {', '.join(ways)}.")
+        if self.element == INT8.name:
+            return
+        unfit = [word for word in self.weights if word in WHOLE_NUMBER_METHODS]
+        if unfit:
+            fact = f"rounds to whole numbers, but the codes of {self.element} are floating-point numbers"
+            raise UsageError(f"weights: '{unfit[0]}' {fact}. Use gptq or easy-quant.")
+        if self.weight_scales == "tensor" and ELEMENT_TYPES[self.element].block is not None:
+            raise UsageError(f"weight_scales: a weight in {self.element} has a scale for each block. Use channel.")
 
     def measured(self, count: int) -> int:
         """Returns on how many of `count` calls the SQNR is measured: on all, if `fallback` picks the layers that stay
@@ -93,8 +116,32 @@ class Settings:
     @property
     def input_scheme(self) -> Scheme:
         """The rule by which inputs become codes. The settings `symmetric` and `reciprocal` decide whether the zero
-        point is 0, and whether multiplying by 1 / scale has to give the same codes as dividing by scale."""
-        return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
+        point is 0, and whether multiplying by 1 / scale has to give the same codes as dividing by scale; FP8 codes have
+        no zero point."""
+        scheme, per_tensor = SYMMETRIC_ACTIVATION, self.weight_scales == "tensor"
+        if self.element != INT8.name:
+            element = ELEMENT_TYPES[self.element]
+            clamping = self.clamping and element.block is not None
+            return replace(scheme, element=element, per_tensor=per_tensor, clamping=clamping)
+        scheme = scheme if self.symmetric else ACTIVATION
+        return replace(scheme, reciprocal=self.reciprocal, per_tensor=per_tensor)
+
+    @property
+    def scheme(self) -> str:
+        """The name of the scheme that quantized layers get, such as W8A8_FP8_DYNAMIC."""
+        return NAMES[self.element][self.activations]
+
+    def fold_groups(self, model: nn.Module, quantized: Collection[str]) -> list[FoldGroup]:
+        """Returns the smoothing groups of `model`. `quantized` are the names of its 8-bit layers. Smoothing factors
+        cannot be folded into such a layer if its output channels share a scale, or if its scales are powers of two; a
+        group that such a layer produces the input of is then one whose factors cannot be folded."""
+        groups = list(self.groups(model)) if self.groups else []
+        if not fixed_scales(self.input_scheme):
+            return groups
+        return [
+            Unfolded(tuple(group.layers)) if any(fold.target in quantized for fold in group.folds) else group
+            for group in groups
+        ]
 
     @property
     def options(self) -> Options:
@@ -116,6 +163,8 @@ class Settings:
             "percentile": self.options.percentile,
             "symmetric": self.symmetric,
             "activations": self.activations,
+            "element": self.element,
+            "weight_scales": self.weight_scales,
             "smoothing": self.smoothing,
             "rotation": self.rotation,
             "weights": list(self.weights) or [NEAREST],

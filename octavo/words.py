@@ -7,12 +7,15 @@ of rounding methods import nothing heavy, so their lists are made from the table
 
 from octavo.calibrate import rounding
 from octavo.calibrate.formats import CLASSIFIER, DENOISER, TABLE, names_for
+from octavo.calibrate.layers import schemes
 
 OBSERVERS = ("minmax", "sigma", "percentile", "mse")
 WEIGHT_METHODS = tuple(rounding.TABLE)
 RECIPES = ("plain", "fast", "balanced", "best")
 ROTATION = ("off", "auto", "16", "64", "256")
 ACTIVATIONS = ("static", "timestep", "dynamic")  # the table also has "float", which --weight-only chooses
+ELEMENTS = tuple(schemes.NAMES)
+WEIGHT_SCALES = ("channel", "tensor")
 FORMATS = tuple(TABLE)
 DENOISER_FORMATS, CLASSIFIER_FORMATS = names_for(DENOISER), names_for(CLASSIFIER)
 DTYPES = ("float32", "float16", "bfloat16")

@@ -147,7 +147,7 @@ class BlockwiseCalibration:
         layers = {name: self._layers[name] for name in self._plan.quantized}
         if not self._settings.fold or self._settings.groups is None:
             return FoldResult(layers, {})
-        return fold(self._model, layers, self._settings.groups(self._model))
+        return fold(self._model, layers, self._settings.fold_groups(self._model, tuple(layers)))
 
     def _smoothing_warnings(self) -> Iterator[str]:
         count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)

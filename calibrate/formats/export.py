@@ -11,7 +11,7 @@ from octavo.capture.fingerprint import Origin
 from octavo.capture.space import check_space
 
 from ..byte_sizes import parse_size
-from ..layers.inputs import ACTIVATIONS, WORDS
+from ..layers.schemes import NAMES
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
 from . import TABLE, format_named
@@ -69,6 +69,16 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
+
+
+def weight_scales_for(formats: Sequence[str], scheme: str, chosen: str | None) -> str:
+    """Returns the value of `Settings.weight_scales` for layers of `scheme`: `chosen`, or if that is None "tensor" where
+    one of `formats` needs it, else "channel". Raises UsageError if a format cannot hold what was chosen."""
+    needing = [name for name in formats if scheme in format_named(name).whole]
+    if needing and chosen == "channel":
+        fact = f"holds one scale for a whole weight of {scheme}"
+        raise UsageError(f"--weight-scales channel: format {needing[0]} {fact}. Remove --weight-scales.")
+    return chosen or ("tensor" if needing else "channel")
 
 
 def check_rotation(formats: Sequence[str], rotation: str) -> None:
@@ -153,12 +163,17 @@ def check_formats(formats: Sequence[str]) -> None:
         check_packages(f"format {name}", format_named(name).packages, format_named(name).extra)
 
 
-def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises UsageError if one of `formats` cannot hold layers of the scheme that `activations` stands for.
-    `activations` is a value of `Settings.activations`, such as "dynamic" for W8A8_DYNAMIC."""
+def check_scheme(formats: Sequence[str], element: str, activations: str) -> None:
+    """Raises UsageError if one of `formats` cannot hold layers of the scheme that `element` and `activations` stand for
+    together, values of these fields of `Settings`. "fp8" and "dynamic", for example, stand for W8A8_FP8_DYNAMIC."""
     for name in formats:
         schemes = format_named(name).schemes
-        if WORDS[ACTIVATIONS[activations]] not in schemes:
-            layers = "weight-only layers" if activations == "float" else f"layers with {activations} activations"
-            instead = next(word for word, kind in ACTIVATIONS.items() if WORDS[kind] == schemes[0])
-            raise UsageError(f"format {name}: cannot hold {layers}. Use --activations {instead}.")
+        if NAMES[element][activations] in schemes:
+            continue
+        elements = [word for word, ways in NAMES.items() if set(ways.values()) & set(schemes)]
+        if element not in elements:
+            raise UsageError(f"format {name}: cannot hold {element}. Use --element {' or '.join(elements)}.")
+        layers = "weight-only layers" if activations == "float" else f"layers with {activations} activations"
+        instead = next(way for scheme in schemes for way, word in NAMES[element].items() if word == scheme)
+        remedy = "--weight-only" if instead == "float" else f"--activations {instead}"
+        raise UsageError(f"format {name}: cannot hold {element} {layers}. Use {remedy}.")

@@ -120,7 +120,8 @@ class Format:
     | files       | regular expression of the format's file names                                                      |
     | writer      | function that writes the files                                                                     |
     | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
-    | elements    | dtypes that codes may have, such as torch.int8, as text                                            |
+    | whole       | schemes in which the consumer takes only one scale for a whole weight                              |
+    | clamping    | True if the consumer chooses the scales of MXFP8 inputs as Ascend does (`Scheme.clamping`)         |
     | transforms  | names of the classes in layers.transforms that inputs may go through before they become codes      |
     | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
     | extra       | name of Octavo's extra that installs `packages`                                                    |
@@ -148,7 +149,8 @@ class Format:
     files: str
     writer: Writer
     schemes: tuple[str, ...] = (STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY)
-    elements: tuple[str, ...] = ("torch.int8",)
+    whole: tuple[str, ...] = ()
+    clamping: bool = False
     transforms: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -177,13 +179,13 @@ class Format:
     ) -> None:
         """Passes all arguments to `writer`, which writes the files and may raise UsageError or NumbersError.
 
-        Raises UsageError before that for a layer that the format cannot hold: one whose codes have a dtype not in
-        `elements`, whose input goes through a transform not in `transforms`, or whose bias the consumer would not load.
+        Raises UsageError before that for a layer that the format cannot hold: one whose scheme is not in `schemes`,
+        whose input goes through a transform not in `transforms`, or whose bias the consumer would not load.
         """
         for name, layer in layers.items():
-            element, transform = str(layer.input_scheme.element.dtype), layer.transform
-            if element not in self.elements:
-                fact = f"cannot hold layer {name}, whose codes are {element}"
+            transform = layer.transform
+            if layer.scheme not in self.schemes:
+                fact = f"cannot hold layer {name}, whose scheme is {layer.scheme}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
             if transform is not None and (kind := type(transform).__name__) not in self.transforms:
                 fact = f"cannot hold layer {name}, whose input goes through the transform {kind}"

@@ -1,5 +1,5 @@
-"""Freezes a layer: computes the numbers of an integer layer, such as deq and quant_bias (class Numbers), from its
-integer weight, its float bias and the way in which its input becomes codes.
+"""Freezes a layer: computes the numbers of an 8-bit layer, such as deq and quant_bias (class Numbers), from its
+quantized weight, its float bias and the way in which its input becomes codes.
 
 Calibration measures the accuracy with these numbers, and export writes them. For output channel n, with the codes x_q
 of the input:
@@ -15,6 +15,10 @@ static, and static for each noise level (TimestepInput):
 dynamic, one scale for each token:
 
     y[n]          = accumulator[n] * (max |x| / 127) * weight scale[n] + bias[n]
+
+With FP8 codes there is no quant_bias; a static layer computes
+
+    y[n]          = accumulator[n] * (input scale * weight scale[n]) + bias[n]
 """
 
 from dataclasses import replace
@@ -25,7 +29,7 @@ from torch import Tensor
 from .inputs import Input
 from .numbers import Numbers
 from .transforms import Transform
-from .weights import QuantizedWeight
+from .weights import QuantizedWeight, encoded
 
 _LIMIT = 2**31  # bound on the absolute value of the accumulator, which is int32
 _DEQ_BITS = 0xFFFFE000  # mask of the upper 19 bits of a float32, which the device's dequantizer reads
@@ -47,11 +51,10 @@ def numbers_of(
     or a text with the reason why the layer has to stay float, such as an accumulator that could overflow int32.
 
     `bias` and `dtype` are those of the float layer, and `correction` (out,) is the bias correction. If the ranges of
-    the input are known beforehand (static or by noise level), the correction becomes part of quant_bias, and the `bias`
-    of the result is that of the float layer. Otherwise the `bias` of the result is the float bias plus the correction,
-    or the correction alone if `bias` is None. With a `transform` of the input, `quantized` is the weight for the
-    transformed input.
-    """
+    the input are known beforehand (static or by noise level) and codes are integers, the correction becomes part of
+    quant_bias, and the `bias` of the result is that of the float layer. Otherwise the `bias` of the result is the float
+    bias plus the correction, or the correction alone if `bias` is None. With a `transform` of the input, `quantized` is
+    the weight for the transformed input."""
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
     if transform is not None:
@@ -61,33 +64,38 @@ def numbers_of(
     offset = torch.zeros(len(quantized.scale), dtype=torch.float64, device=device)
     for part in (bias, correction):
         offset = offset if part is None else offset + part.to(device, torch.float64)
-    if not input.ranged:
-        biases = offset.to(dtype if bias is None else bias.dtype) if correction is not None else bias
-        numbers = _without_ranges(quantized, biases, input, dtype, transform)
-        return numbers if isinstance(numbers, str) else replace(numbers, made_bias=bias is None and biases is not None)
     input = input.of({name: tensor.to(device) for name, tensor in input.tensors.items()}, input.scheme)
+    if not input.integer_bias:
+        biases = offset.to(dtype if bias is None else bias.dtype) if correction is not None else bias
+        numbers = _with_float_bias(quantized, biases, input, dtype, transform)
+        return numbers if isinstance(numbers, str) else replace(numbers, made_bias=bias is None and biases is not None)
     output = _deq_and_quant_bias(quantized, offset, input)
     if isinstance(output, str):
         return output
     return Numbers(quantized.weight, quantized.scale, bias, input, dtype, transform, *output)
 
 
-def _without_ranges(
+def _with_float_bias(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
-    """Returns the `Numbers` (codes, scales, bias) of an integer layer whose input has no ranges known beforehand
-    (dynamic or float), or a text with the reason why the layer has to stay float, such as a scale that `dtype` cannot
-    hold. `quantized` has the codes of the weight, after `transform`. `bias` includes the bias correction. The weight
-    scale is rounded to `dtype`, the dtype of the float layer, because an Ascend device multiplies by it in this dtype.
+    """Returns the `Numbers` (codes, scales, bias) of a layer without quant_bias: with an input without ranges known
+    beforehand (dynamic or float), or with FP8 codes. Returns a text with the reason why the layer has to stay float,
+    such as a scale that `dtype` cannot hold. `quantized` has the codes of the weight, after `transform`. `bias`
+    includes the bias correction. The scale of an integer weight is rounded to `dtype`, the dtype of the float layer,
+    because an Ascend device multiplies by it in this dtype.
     """
-    scale = quantized.scale.to(dtype).to(torch.float32)
-    if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
-        return f"{_word(dtype)} cannot hold the scale of a channel's weights"
+    scale = quantized.scale
+    if input.scheme.element.integer:
+        scale = scale.to(dtype).to(torch.float32)
+        if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
+            return f"{_word(dtype)} cannot hold the scale of a channel's weights"
+        largest = input.weights.qmax**2  # dynamic codes are as narrow as those of weights
+        if input.rounded and not largest * quantized.weight[0].numel() < _LIMIT:
+            return "its accumulator could overflow int32"
     if bias is not None and not bool(bias.isfinite().all()):
         return f"{_word(bias.dtype)} cannot hold its corrected bias"
-    largest = input.weights.qmax**2  # dynamic codes are as narrow as those of weights
-    if input.rounded and not largest * quantized.weight[0].numel() < _LIMIT:
-        return "its accumulator could overflow int32"
+    if input.scheme.block is not None:
+        scale = encoded(scale)
     return Numbers(quantized.weight, scale, bias, input, dtype, transform)
 
 

@@ -14,7 +14,19 @@ from torch import Tensor
 
 from .noise_level import bins_of
 from .products import dynamic_codes
-from .scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, dequantize
+from .scheme import (
+    ACTIVATION,
+    ELEMENT_TYPES,
+    INT8,
+    SYMMETRIC_ACTIVATION,
+    WEIGHT,
+    Element,
+    QParams,
+    Scheme,
+    codes,
+    dequantize,
+)
+from .schemes import NAMES
 
 
 class Codes(NamedTuple):
@@ -27,10 +39,12 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the rule (`Scheme`) for the weights of a layer whose input becomes codes by the rule `scheme`: symmetric,
-    with a scale for each output channel and without the lowest code. Both rules take codes from the same set of
-    integers (`element`)."""
-    return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
+    """Returns the rule (`Scheme`) for the weights of a layer whose input becomes codes by the rule `scheme`: symmetric
+    and without the lowest integer. Each output channel has a scale, which `scheme.per_tensor` makes equal. Both rules
+    have the same element type."""
+    if scheme.element == WEIGHT.element and not scheme.per_tensor:
+        return WEIGHT
+    return replace(WEIGHT, element=scheme.element, per_tensor=scheme.per_tensor, clamping=scheme.clamping)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,8 @@ class Input:
 
     |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
     |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
-    | name      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
+    | name      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files, for int8 |
+    |           |             |                         |               |             | (`scheme_name`)                |
     | rounded   | yes         | yes                     | yes           | no          | the input becomes codes        |
     | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
     | by_level  | no          | yes                     | no            | no          | ranges depend on noise level   |
@@ -48,9 +63,8 @@ class Input:
     |           |             |                         |               |             | without a noise level          |
 
     `scheme`, a `Scheme` and not a name such as W8A8, is the rule for the input's codes; dynamic and float inputs use
-    only its `element`, the set of integers. TENSORS are the names, in a layer's state dict, of the tensors that turn
-    the input into codes, such as a scale.
-    """
+    only its `element`, the set of numbers that codes are taken from. TENSORS are the names, in a layer's state dict, of
+    the tensors that turn the input into codes, such as a scale."""
 
     rounded: ClassVar[bool] = True
     ranged: ClassVar[bool] = False
@@ -63,6 +77,17 @@ class Input:
     def weights(self) -> Scheme:
         """The rule (`Scheme`) by which the layer's weight becomes codes."""
         return weights_for(self.scheme)
+
+    @property
+    def integer_bias(self) -> bool:
+        """Whether the layer adds its bias to the integer sum, as quant_bias; otherwise it adds a float bias to the
+        output."""
+        return self.ranged and self.scheme.element.integer
+
+    @property
+    def name(self) -> str:
+        """The name of the layer's scheme in reports and files, such as W8A8."""
+        return scheme_name(type(self), self.scheme.element)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
@@ -178,12 +203,23 @@ def _qparams(tensors: Mapping[str, Tensor | None]) -> QParams:
     return QParams(scale, zero_point)
 
 
-# the name of each input type in descriptions, reports and tables, as msModelSlim writes it
-WORDS: dict[type[Input], str] = {
-    StaticInput: "W8A8", TimestepInput: "W8A8_TIMESTEP", DynamicInput: "W8A8_DYNAMIC", FloatInput: "W8A16"
-}  # fmt: skip
-INPUTS: dict[str, type[Input]] = {word: kind for kind, word in WORDS.items()}
 # the name of each input type on the command line
 ACTIVATIONS: dict[str, type[Input]] = {
     "static": StaticInput, "timestep": TimestepInput, "dynamic": DynamicInput, "float": FloatInput
 }  # fmt: skip
+_WAYS = {kind: way for way, kind in ACTIVATIONS.items()}
+
+
+def scheme_name(kind: type[Input], element: Element = INT8) -> str:
+    """Returns the name of the scheme in which inputs become codes as `kind` says, and codes are of the element type
+    `element`. Raises KeyError if there is no such scheme: the blocks of MXFP8 have no ranges known beforehand."""
+    return NAMES[element.name][_WAYS[kind]]
+
+
+# the input type, and the rule for the codes of inputs, by the name of a scheme
+INPUTS: dict[str, type[Input]] = {name: ACTIVATIONS[way] for names in NAMES.values() for way, name in names.items()}
+RULES: dict[str, Scheme] = {
+    name: ACTIVATION if element == INT8.name else replace(SYMMETRIC_ACTIVATION, element=ELEMENT_TYPES[element])
+    for element, names in NAMES.items()
+    for name in names.values()
+}

@@ -1,5 +1,5 @@
-"""Integer layers as modules, which compute on the CPU exactly what an Ascend device computes from an exported
-checkpoint."""
+"""8-bit layers as modules. Those with integer codes compute on the CPU exactly what an Ascend device computes from an
+exported checkpoint; those with FP8 codes compute, up to float32 rounding, the product of the values of their codes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from .inputs import Input, StaticInput, TimestepInput
 from .noise_level import NoiseLevel
 from .numbers import Numbers
-from .products import integer_convolution, integer_matmul
-from .scheme import QParams
+from .products import code_matmul, float_convolution, integer_convolution
+from .scheme import QParams, in_float32
 from .transforms import TRANSFORMS, Transform, transformed
+from .weights import decoded, spread
 
 _ALL = slice(None)
 
@@ -61,7 +62,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 class RangedNumbers(NamedTuple):
     """The range (`input`), deq and quant_bias of one call of a layer whose ranges are known beforehand. The output of
-    the layer is (sum of products + quant_bias) * deq.
+    the layer is (sum of products + quant_bias) * deq. With FP8 codes, `quant_bias` is None, deq is input scale * weight
+    scale, and the float bias is added to sum of products * deq.
 
     If the rows of the input have different noise levels, the tensors of `input`, `deq` and `quant_bias` have a leading
     axis with an entry for each row.
@@ -69,7 +71,7 @@ class RangedNumbers(NamedTuple):
 
     input: StaticInput
     deq: Tensor
-    quant_bias: Tensor
+    quant_bias: Tensor | None
 
 
 class IntegerLayer(nn.Module):
@@ -103,7 +105,7 @@ class IntegerLayer(nn.Module):
             self.register_buffer(name, tensors.get(name))
         for name, tensor in numbers.input.tensors.items():
             self.register_buffer(name, tensor)
-        if numbers.input.ranged:
+        if numbers.input.integer_bias:
             self.register_buffer("deq", numbers.deq)
             self.register_buffer("quant_bias", numbers.quant_bias)
 
@@ -115,8 +117,13 @@ class IntegerLayer(nn.Module):
     @property
     def calibrated(self) -> bool:
         """True if the ranges of the input are known beforehand (static or by noise level); the layer then has
-        input_scale, deq and quant_bias."""
+        input_scale, and with integer codes deq and quant_bias."""
         return self.input_type.ranged
+
+    @property
+    def integer(self) -> bool:
+        """True if codes are integers, False if they are FP8 numbers."""
+        return self.input_scheme.element.integer
 
     @property
     def input(self) -> Input:
@@ -135,7 +142,7 @@ class IntegerLayer(nn.Module):
     def numbers(self) -> Numbers:
         """The weight codes, scales, deq and so on of the layer, as an object from which an equal layer can be made."""
         bias = None if self.bias is None else self.bias.detach()
-        deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
+        deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated and self.integer else (None, None)
         return Numbers(
             self.weight.detach(), self.weight_scale, bias, self.input, self.dtype, self.transform, deq, quant_bias,
             self.made_bias,
@@ -161,12 +168,16 @@ class IntegerLayer(nn.Module):
         """Returns the range, deq and quant_bias for the denoiser's current call. `rows` is the number of rows of the
         input; None for an input without an axis of rows. If the call has a noise level for each row, these tensors have
         a leading axis with an entry for each row."""
-        input, deq, quant_bias = self.input, self.deq, self.quant_bias
+        input, index = self.input, None
         if isinstance(input, TimestepInput):
-            bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
-            input, deq, quant_bias = input.in_bins(bins), deq[bins], quant_bias[bins]
+            index = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
+            input = input.in_bins(index)
         assert isinstance(input, StaticInput)
-        return RangedNumbers(input, deq, quant_bias)
+        if not self.integer:
+            return RangedNumbers(input, input.qparams.scale.unsqueeze(-1) * self.weight_scale, None)
+        if index is None:
+            return RangedNumbers(input, self.deq, self.quant_bias)
+        return RangedNumbers(input, self.deq[index], self.quant_bias[index])
 
     def transformed(self, x: Tensor, axis: int) -> Tensor:
         """Returns `x` after the transform of the input. The channels of `x` are along `axis`, a negative number."""
@@ -176,34 +187,44 @@ class IntegerLayer(nn.Module):
         """Returns the dequantized weight and the bias (None without one) of the output channels `outputs`, in `dtype`.
         Converts the codes to float32 before it multiplies them by the scale: int8 times float32 in one operation is ten
         times slower."""
-        weight = self.weight[outputs].detach().to(torch.float32)
-        weight.mul_(self.weight_scale[outputs].view([-1] + [1] * (weight.ndim - 1)))
+        weight = in_float32(self.weight[outputs].detach())
+        weight.mul_(spread(decoded(self.weight_scale[outputs]), weight))
         return weight.to(dtype), None if self.bias is None else self.bias[outputs].to(dtype)
 
 
 class QuantizedLinear(IntegerLayer):
-    """Computes an nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
+    """Computes an nn.Linear with 8-bit codes: input (..., in_features), output (..., out_features) in the input's
+    dtype."""
 
     def __init__(self, numbers: Numbers) -> None:
         super().__init__(numbers)
         self.out_features, self.in_features = numbers.weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.computed(input, integer_matmul)
+        return self.computed(input, code_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `matmul` takes the codes of the input (..., in) and the int8 weight (out,
-        in), and returns their exact product, int32 (..., out)."""
+        """Returns the output for `input`. `matmul` takes the codes of the input (..., in) and those of the weight (out,
+        in), and returns their product (..., out), as `code_matmul` does. If blocks of channels have scales (MXFP8), it
+        takes the values that the codes stand for instead."""
         x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float_weight(x.dtype))
         if not self.calibrated:
             codes = self.input.codes(x)
-            y = matmul(codes.q, self.weight).to(torch.float32) * (codes.scale * self.weight_scale)
-            return (y if self.bias is None else y + self.bias).to(input.dtype)
+            if self.input_scheme.block is not None:
+                y = matmul(codes.q * codes.scale, self._float_weight(torch.float32)[0])
+            else:
+                y = matmul(codes.q, self.weight).to(torch.float32) * (codes.scale * self.weight_scale)
+            return self._with_bias(y).to(input.dtype)
         numbers = _with_row_axis(self._ranged(len(x) if x.ndim > 1 else None), x.ndim)
         total = matmul(numbers.input.codes(x).q, self.weight)
+        if numbers.quant_bias is None:
+            return self._with_bias(total * numbers.deq).to(input.dtype)
         return (total.add_(numbers.quant_bias).to(torch.float32) * numbers.deq).to(input.dtype)
+
+    def _with_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
@@ -218,12 +239,13 @@ def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
     rows, middle = len(scale), [1] * (ndim - 2)
     qparams = QParams(scale.view(rows, *middle, 1), zero_point.view(rows, *middle, 1))
     input = StaticInput(qparams, scheme=numbers.input.scheme)
-    return RangedNumbers(input, deq.view(rows, *middle, -1), quant_bias.view(rows, *middle, -1))
+    offset = None if quant_bias is None else quant_bias.view(rows, *middle, -1)
+    return RangedNumbers(input, deq.view(rows, *middle, -1), offset)
 
 
 class QuantizedConv2d(IntegerLayer):
-    """Computes an nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, height, width), or both
-    without the batch axis.
+    """Computes an nn.Conv2d with 8-bit codes: input (batch, in, height, width), output (batch, out, height, width), or
+    both without the batch axis.
 
     In padding mode "zeros" the codes of the input are padded with the zero point, the code that stands for 0.0.
     """
@@ -240,8 +262,8 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `convolve` takes the padded codes of the input, whole numbers in float32, and
-        returns the sums of products, int32 ([batch,] out, height, width)."""
+        """Returns the output for `input`. `convolve` takes the padded codes of the input in float32, and returns the
+        sums of products, ([batch,] out, height, width), int32 or, for FP8 codes, float32."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))
@@ -249,11 +271,12 @@ class QuantizedConv2d(IntegerLayer):
             codes = self.input.codes(x, axes=(-3, -2, -1))
             y = convolve(self.geometry.padded(codes.q, 0.0)).to(torch.float32)
             y = y * (codes.scale * self.weight_scale.view(-1, 1, 1))
-            return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
+            return self._with_bias(y).to(input.dtype)
         numbers = self._ranged(len(x) if x.ndim == 4 else None)
         if numbers.input.qparams.scale.ndim == 0:
             return self._calibrated(x, numbers, convolve).to(input.dtype)
-        rows = zip(x, *numbers.input.qparams, numbers.deq, numbers.quant_bias, strict=True)
+        offsets = [None] * len(x) if numbers.quant_bias is None else numbers.quant_bias
+        rows = zip(x, *numbers.input.qparams, numbers.deq, offsets, strict=True)
         images = [
             self._calibrated(
                 row, RangedNumbers(StaticInput(QParams(s, z), scheme=numbers.input.scheme), deq, bias), convolve
@@ -264,11 +287,18 @@ class QuantizedConv2d(IntegerLayer):
 
     def _calibrated(self, x: Tensor, numbers: RangedNumbers, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         total = convolve(self.geometry.padded(numbers.input.codes(x).q, float(numbers.input.qparams.zero_point)))
-        return total.add_(numbers.quant_bias.view(-1, 1, 1)).to(torch.float32) * numbers.deq.view(-1, 1, 1)
+        deq = numbers.deq.view(-1, 1, 1)
+        if numbers.quant_bias is None:
+            return self._with_bias(total * deq)
+        return total.add_(numbers.quant_bias.view(-1, 1, 1)).to(torch.float32) * deq
+
+    def _with_bias(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
     def _convolve_codes(self, padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
-        total = integer_convolution(images, self.weight.detach(), self.stride, self.dilation, self.groups)
+        convolution = integer_convolution if self.integer else float_convolution
+        total = convolution(images, self.weight.detach(), self.stride, self.dilation, self.groups)
         return total if padded.ndim == 4 else total[0]
 
     def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Arithmetic of integer layers: dynamic codes, whose scale comes from the input itself, and exact sums of products.
+"""Arithmetic of 8-bit layers: dynamic codes, whose scale comes from the input itself, and exact sums of products.
 
 A CPU with VNNI sums products of int8 numbers in int32. Other CPUs sum products in float32, which is exact while every
 partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces, and the sums of the
@@ -6,6 +6,9 @@ pieces are added as int32.
 
 Convolutions are summed in float32 pieces on CPUs where torch has oneDNN, and in float64 elsewhere. oneDNN's direct
 algorithm only adds products; the Winograd transform, which other libraries may choose, would round in float32.
+
+Products of FP8 codes are summed in float64 on the CPU. A product of two e4m3 numbers is a multiple of 2**-18 below
+2**18, so sums of up to 2**17 products are exact in any order. On other devices they are summed in float32.
 """
 
 from functools import cache
@@ -14,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scheme import WEIGHT, Scheme
+from .scheme import WEIGHT, Scheme, block_scales, in_float32
 
 _SMALLEST = 2.0**-126  # the smallest normal float32
 _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**24
@@ -27,6 +30,10 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
     x = x.to(torch.float32)
+    if scheme.block is not None:
+        blocks = block_scales(x.unflatten(-1, (-1, scheme.block)).abs().amax(-1), scheme.clamping)
+        scale = blocks.repeat_interleave(scheme.block, -1)
+        return scheme.nearest_(x / scale), scale
     # qmax is a tensor of the device: GPUs divide by a number of the host by multiplying with its rounded reciprocal
     scale = x.abs().amax(axes, keepdim=True) / x.new_full((), scheme.qmax)
     scale = torch.where(scale < _SMALLEST, 1.0, scale)
@@ -48,6 +55,29 @@ def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
         rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
         return torch._int_mm(rows, weight.t()).view(*q.shape[:-1], -1)
     return _in_float(q, weight)
+
+
+def float_matmul(q: Tensor, weight: Tensor) -> Tensor:
+    """Returns the product, float32 (..., out), of FP8 codes or the values that codes stand for: `q` (..., in) and
+    `weight` (out, in). On the CPU, sums are computed in float64 and rounded once."""
+    kind = torch.float64 if q.device.type == "cpu" else torch.float32
+    return F.linear(q.to(kind), in_float32(weight).to(kind)).to(torch.float32)
+
+
+def code_matmul(q: Tensor, weight: Tensor) -> Tensor:
+    """Returns the product of codes `q` (..., in) and `weight` (out, in): int32 by `integer_matmul` if the dtype of
+    `weight` is int8, else float32 by `float_matmul`."""
+    return integer_matmul(q, weight) if weight.dtype == torch.int8 else float_matmul(q, weight)
+
+
+def float_convolution(
+    q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Tensor:
+    """Returns the convolution, float32 (batch, out, height, width), of padded FP8 codes `q` (batch, in, height, width)
+    with FP8 codes `weight` (out, in / groups, height, width), both exact in float32. Sums as `float_matmul` does.
+    `stride`, `dilation` and `groups` are those of the convolution."""
+    kind = torch.float64 if q.device.type == "cpu" else torch.float32
+    return F.conv2d(q.to(kind), in_float32(weight).to(kind), None, stride, 0, dilation, groups).to(torch.float32)
 
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:

@@ -14,34 +14,71 @@ most scale / 2.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .reciprocals import next_scale
+from .schemes import BLOCK
 
 STORABLE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of float models; a scale may be stored in each
 _PIECE = 1 << 15  # values of a tensor that are quantized together
 _BITS = {2: torch.int16, 4: torch.int32}  # by the bytes of a float dtype: the integer dtype of the same size
+_EXPONENT = 0x7F800000  # mask of the exponent's bits of a float32
+_LARGEST_EXPONENT = 8  # floor of log2 of 448, the largest number of e4m3
 _MAX_INFLATION = 1.25  # largest ratio of a stored to an exact scale: above it a fifth of the 256 codes is unused
 
 
 @dataclass(frozen=True)
 class Element:
-    """A set of integers that codes are taken from: those from `lowest` to `highest`. `dtype` is the dtype that stores a
-    code."""
+    """An element type: the set of numbers that codes are taken from, here the integers from `lowest` to `highest`.
 
+    `name` is its name in `schemes.NAMES`, `dtype` the dtype that stores a code. `block` is the number of neighbouring
+    channels that share a scale, which is then a power of two; None: a scale belongs to a whole tensor, or to an output
+    channel of a weight, or to a token of an input.
+    """
+
+    name: str
     dtype: torch.dtype
     lowest: int
     highest: int
+    block: int | None = None
+    integer: ClassVar[bool] = True  # whether codes are whole numbers
 
     def round_(self, x: Tensor) -> Tensor:
-        """Rounds float32 values in place to the nearest integers, ties to even; ignores the bounds of the codes."""
+        """Rounds float values in place to the nearest integers, ties to even; ignores the bounds of the codes."""
         return x.round_()
 
 
-INT8 = Element(torch.int8, -128, 127)
+@dataclass(frozen=True)
+class FloatElement(Element):
+    """An element type whose codes are the floating-point numbers of `dtype` from `lowest` to `highest`."""
+
+    integer: ClassVar[bool] = False
+
+    def round_(self, x: Tensor) -> Tensor:
+        """Rounds float values in place to the nearest numbers of `dtype`, ties to even mantissas; values beyond
+        `lowest` and `highest` become these. Gives the numbers that torch's cast to `dtype` gives, several times as
+        fast."""
+        if x.numel() > _PIECE and x.is_contiguous():
+            for piece in x.view(-1).split(_PIECE):  # pieces stay in the cache between the steps
+                self.round_(piece)
+            return x
+        smallest, digits = torch.finfo(self.dtype).smallest_normal, 1.5 * 2.0**23 * torch.finfo(self.dtype).eps
+        rounded = x.to(torch.float32).clamp(self.lowest, self.highest)
+        power = rounded.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)  # the power of two below |x|
+        shift = power.clamp_min_(smallest).mul_(digits)  # so large that adding it rounds to the last digit of `dtype`
+        return x.copy_(rounded.add_(shift).sub_(shift))
+
+
+INT8 = Element("int8", torch.int8, -128, 127)
+# OCP 8-bit Floating Point Specification, 2023: e4m3 has no infinities, and 448 is its largest number
+FP8 = FloatElement("fp8", torch.float8_e4m3fn, -448, 448)
+# OCP Microscaling Formats Specification, 2023: 32 numbers of e4m3 share a power of two
+MXFP8 = FloatElement("mxfp8", torch.float8_e4m3fn, -448, 448, block=BLOCK)
+_E4M3 = torch.arange(256, dtype=torch.uint8, device="cpu").view(torch.float8_e4m3fn).to(torch.float32)  # by its bits
+ELEMENT_TYPES = {element.name: element for element in (INT8, FP8, MXFP8)}
 
 
 @dataclass(frozen=True)
@@ -53,10 +90,15 @@ class Scheme:
     |------------|-----------------------------------------------------------------------------------|
     | element    | the set of numbers that codes are taken from                                      |
     | symmetric  | zero_point is 0 and the scale follows the larger end of the range                 |
-    | axis       | None: one scale for the tensor; 0: one for each output channel                    |
+    | axis       | None: one scale for the tensor; 0: one for each output channel, or, if the        |
+    |            | element type has blocks, for each block of each output channel                    |
     | narrow     | qmin is -qmax, so that the negative of every code is a code (weights)             |
     | reciprocal | float32 scales are chosen so that multiplying by 1 / scale gives the same codes   |
     |            | as dividing by the scale (`reciprocals`)                                          |
+    | clamping   | the scale of a block may be so small that its largest code is clamped             |
+    |            | (`block_scales`), as Ascend's npu_dynamic_mx_quant chooses it                     |
+    | per_tensor | all output channels of a weight have the same scale; in the rule of an input:     |
+    |            | those of the layer's weight                                                       |
     """
 
     element: Element = INT8
@@ -64,6 +106,13 @@ class Scheme:
     axis: int | None = None
     narrow: bool = False
     reciprocal: bool = False
+    per_tensor: bool = False
+    clamping: bool = False
+
+    @property
+    def block(self) -> int | None:
+        """The number of neighbouring channels that share a scale; None without blocks."""
+        return self.element.block
 
     @property
     def qmax(self) -> int:
@@ -100,8 +149,9 @@ class Range(NamedTuple):
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x`, which has at least one dimension, as integers of the dtype of `scheme.element`. If
-    `qparams` has a scale for each channel, the channels are dimension `scheme.axis` of `x`. Computes in float32."""
+    """Returns the codes of `x`, which has at least one dimension, in the dtype of `scheme.element`. If `qparams` has a
+    scale for each channel, the channels are dimension `scheme.axis` of `x`; if it has one for each block, the blocks
+    are along the last dimension of both. Computes in float32."""
     scale, zero_point = (_broadcast(parameter, x, scheme).expand(x.shape) for parameter in qparams)
     q = torch.empty(x.shape, dtype=scheme.element.dtype, device=x.device)
     # in pieces: freed float32 copies of whole weights leave holes between the int8 weights, which malloc cannot reuse
@@ -112,8 +162,8 @@ def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` by the rule `scheme`, with the scales and zero points `qparams`, as whole numbers in
-    float32. `quantize` returns the same codes in an integer dtype."""
+    """Returns the codes of `x` by the rule `scheme`, with the scales and zero points `qparams`, in float32. `quantize`
+    returns the same codes in the dtype of `scheme.element`."""
     return _codes(x, _broadcast(qparams.scale, x, scheme), _broadcast(qparams.zero_point, x, scheme), scheme)
 
 
@@ -130,15 +180,43 @@ def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """Returns the float32 values that the codes `q` stand for, with the scales and zero points `qparams`. If there is a
     scale for each channel, the channels are dimension `scheme.axis` of `q`."""
     scale, zero_point = _broadcast(qparams.scale, q, scheme), _broadcast(qparams.zero_point, q, scheme)
-    return (q.to(torch.float32) - zero_point) * scale
+    return (in_float32(q) - zero_point) * scale
+
+
+def in_float32(codes: Tensor) -> Tensor:
+    """Returns codes of any element type in float32, in which all are exact."""
+    if codes.dtype != FP8.dtype or codes.device.type != "cpu":
+        return codes.to(torch.float32)
+    # torch converts one number of e4m3 after another, which takes four times as long as a table
+    bits = codes.contiguous().view(torch.uint8)
+    return _E4M3.index_select(0, bits.view(-1).to(torch.int32)).view(codes.shape)
 
 
 def _broadcast(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
     """Returns `parameter`, scales or zero points of channels, reshaped to broadcast against `x` along dimension
-    `scheme.axis`; unchanged if it is 0-d or `scheme.axis` is None."""
+    `scheme.axis`; unchanged if it is 0-d or `scheme.axis` is None. Of blocks, each is repeated for its channels."""
+    if scheme.block is not None and parameter.ndim > 0:
+        return parameter if parameter.shape == x.shape else parameter.repeat_interleave(scheme.block, -1)
     if scheme.axis is None or parameter.ndim == 0:
         return parameter
     return parameter.view([-1 if axis == scheme.axis else 1 for axis in range(x.ndim)])
+
+
+def block_scales(largest: Tensor, clamping: bool = False) -> Tensor:
+    """Returns the scale of each block of e4m3 codes, a float32 power of two, from `largest`, the largest absolute
+    values of the blocks: the smallest scale with which this value is at most 448 codes, so that no code is clamped. The
+    scale of a block of zeros is 1.
+
+    With `clamping`, the scale is half as large if `largest` is then between 448 and 512 codes, as in the OCP
+    Microscaling Formats Specification, 2023, section 6.3: the exponent is the floor of log2 of the largest value, minus
+    that of the largest code. Exponents are limited to -126 to 127, so that a scale is a normal float32 number.
+    """
+    largest = largest.to(torch.float32)
+    exponent = torch.frexp(largest).exponent - (_LARGEST_EXPONENT + 1)
+    if not clamping:
+        exponent += largest > torch.ldexp(torch.full_like(largest, FP8.highest), exponent)
+    scale = torch.ldexp(torch.ones_like(largest), exponent.clamp(-126, 127))
+    return torch.where(largest > 0, scale, 1.0)
 
 
 def exact_scale(extent: Range, scheme: Scheme) -> float:

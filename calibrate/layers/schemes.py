@@ -1,9 +1,22 @@
-"""Defines the names of the schemes of integer layers, which are those of Huawei's quantization tool msModelSlim, and
-the sizes of rotations. Importing this module needs no torch."""
+"""Defines the names of the schemes of 8-bit layers, which are those of Huawei's quantization tool msModelSlim where it
+has one, and the sizes of rotations. Importing this module needs no torch."""
 
 STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY = "W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16"
-SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # in the order in which the files of a checkpoint are looked for
-RANGED = (STATIC, TIMESTEP)  # the ranges of inputs are known beforehand
+FP8_STATIC, FP8_TIMESTEP, FP8_DYNAMIC = "W8A8_FP8", "W8A8_FP8_TIMESTEP", "W8A8_FP8_DYNAMIC"
+FP8_WEIGHT_ONLY, MXFP8, MXFP8_WEIGHT_ONLY = "W8A16_FP8", "W8A8_MXFP8", "W8A16_MXFP8"
+# for each element type, a dict from the way in which inputs become codes (a value of --activations, or "float" for
+# --weight-only) to the scheme's name; the first way is the default
+NAMES = {
+    "int8": {"static": STATIC, "timestep": TIMESTEP, "dynamic": DYNAMIC, "float": WEIGHT_ONLY},
+    "fp8": {"static": FP8_STATIC, "timestep": FP8_TIMESTEP, "dynamic": FP8_DYNAMIC, "float": FP8_WEIGHT_ONLY},
+    "mxfp8": {"dynamic": MXFP8, "float": MXFP8_WEIGHT_ONLY},
+}
+ELEMENTS = tuple(NAMES)
+SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # of integers, in the order in which a checkpoint's files are tried
+FP8_SCHEMES = (FP8_STATIC, FP8_WEIGHT_ONLY, FP8_DYNAMIC, FP8_TIMESTEP, MXFP8, MXFP8_WEIGHT_ONLY)
+RANGED = (STATIC, TIMESTEP)  # the ranges of inputs are known beforehand, and codes are integers
+FP8_RANGED = (FP8_STATIC, FP8_TIMESTEP)  # the ranges of inputs are known beforehand, and codes are FP8 numbers
+BLOCK = 32  # channels of an input, or columns of a weight, that share a scale in MXFP8
 # the numbers of channels in a group that a rotation may mix, and of the 4 x 4 matrices whose Kronecker product mixes
 # them
 ROTATIONS = {16: 2, 64: 3, 256: 4}

@@ -1,4 +1,4 @@
-"""Rounds weights to int8, with one symmetric scale for each output channel, and checks that numbers are finite."""
+"""Rounds weights to 8-bit codes, with a symmetric scale for each output channel, and checks that numbers are finite."""
 
 import math
 from typing import NamedTuple
@@ -8,17 +8,42 @@ from torch import Tensor
 
 from octavo.capture.errors import NumbersError
 
-from .scheme import STORABLE, WEIGHT, QParams, Scheme, quantize
+from .scheme import STORABLE, WEIGHT, QParams, Scheme, block_scales, in_float32, quantize
 
 _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class QuantizedWeight(NamedTuple):
-    """An integer weight: `weight` is int8 in the shape of the float weight; `scale` is float32 (out,), 1 for a channel
-    of zeros."""
+    """A quantized weight: `weight` holds the codes in the shape of the float weight; `scale` is float32 (out,), 1 for a
+    channel of zeros. With blocks of 32 columns that share a scale (MXFP8), `scale` is (out, in / 32)."""
 
     weight: Tensor
     scale: Tensor
+
+    @property
+    def spread_scale(self) -> Tensor:
+        """The scales, reshaped to broadcast against `weight`: (out, 1), (out, 1, 1, 1), or (out, in) for blocks."""
+        return spread(self.scale, self.weight)
+
+
+def spread(scale: Tensor, weight: Tensor) -> Tensor:
+    """Returns the scales of a weight, (out,) or (out, blocks), reshaped to broadcast against `weight`: (out, 1, ...)
+    with one axis for each of the weight, or (out, in), in which the scale of a block is repeated for its columns."""
+    if scale.ndim == 2:
+        return scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
+    return scale.view([-1] + [1] * (weight.ndim - 1))
+
+
+def decoded(scale: Tensor) -> Tensor:
+    """Returns the stored scales of a weight in float32. Stored as uint8 are exponents of powers of two, plus 127."""
+    if scale.dtype != torch.uint8:
+        return scale
+    return torch.ldexp(torch.ones(scale.shape, device=scale.device), scale.to(torch.int32) - 127)
+
+
+def encoded(scale: Tensor) -> Tensor:
+    """Returns powers of two, float32, in the form in which they are stored: their exponents plus 127, uint8."""
+    return (torch.frexp(scale).exponent + 126).to(torch.uint8)
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
@@ -31,7 +56,7 @@ def check_finite(name: str, tensor: Tensor) -> None:
 def finite(tensor: Tensor) -> bool:
     """Returns whether the tensor contains neither NaN nor infinities."""
     if tensor.dtype not in STORABLE or not tensor.numel():
-        return bool(tensor.isfinite().all())
+        return bool((in_float32(tensor) if tensor.dtype == torch.float8_e4m3fn else tensor).isfinite().all())
     low, high = torch.aminmax(tensor.detach())  # 15 to 60 times as fast as a mask; with a NaN both ends are NaN
     return math.isfinite(low) and math.isfinite(high)
 
@@ -39,8 +64,8 @@ def finite(tensor: Tensor) -> bool:
 def round_to_nearest(
     weight: Tensor, inputs: object = None, *, scheme: Scheme = WEIGHT, iterations: int = 0
 ) -> QuantizedWeight | None:
-    """Scales each output channel so that its largest absolute value becomes the code 127 or -127, and rounds all values
-    to the nearest code.
+    """Scales each output channel so that its largest absolute value becomes the largest code of `scheme`, such as 127
+    or -127 of int8, and rounds all values to the nearest code. `scales_of` says how blocks are scaled.
 
     `scheme` is the rule by which weights become codes. `inputs` and `iterations` are not used; other rounding methods,
     which have the same arguments, use them. Takes 4 * out * in floating-point operations. Returns None if a channel is
@@ -54,16 +79,39 @@ def round_to_nearest(
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
-    value becomes the largest code of `scheme`. Returns None if any channel is so small that float32 has no scale for
-    it."""
+    value becomes the largest code of `scheme`; with `scheme.per_tensor`, the largest value of the whole weight. For
+    blocks, returns (out, blocks) powers of two, those of `least_error_scales`. Returns None if any channel is so small
+    that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
+    if scheme.block is not None:
+        return least_error_scales(flat.to(torch.float32), scheme)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
+    if scheme.per_tensor:
+        largest = largest.amax().expand_as(largest).clone()
     scale = (largest / scheme.qmax).to(torch.float32)
     zero = largest == 0
     if bool(((scale < _SMALLEST) & ~zero).any()):
         return None
     scale[zero] = 1.0
     return scale
+
+
+def least_error_scales(rows: Tensor, scheme: Scheme, energies: Tensor | None = None) -> Tensor:
+    """Returns a scale for each block of columns of the float weight `rows` (out, in): a float32 (out, blocks) of powers
+    of two, each with the smaller squared error of its block: the scale that `block_scales` returns, or the one with
+    `clamping`. `energies` (in,) weighs the error of each column; None: all are equal.
+    """
+    assert scheme.block is not None
+    blocks = rows.unflatten(1, (-1, scheme.block))
+    largest = blocks.abs().amax(2)
+    scale, clamping = block_scales(largest), block_scales(largest, clamping=True)
+    weighing = 1.0 if energies is None else energies.to(rows.dtype).view(1, -1, scheme.block)
+
+    def error(scales: Tensor) -> Tensor:
+        step = scales.to(rows.dtype).unsqueeze(2)
+        return ((scheme.nearest_(blocks / step) * step - blocks).square_() * weighing).sum(2)
+
+    return torch.where(error(clamping) < error(scale), clamping, scale)
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:

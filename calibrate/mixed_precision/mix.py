@@ -11,7 +11,7 @@ from octavo.capture.errors import NumbersError, OctavoError, UsageError
 
 from ..byte_sizes import size
 from ..choice import Choice
-from ..layers.inputs import WORDS, Input
+from ..layers.inputs import Input, scheme_name
 from ..plan import KINDS, Plan, block_names
 from ..replay.calls import Progress
 from ..replay.work import Work
@@ -69,7 +69,9 @@ def mixed(
     used = cost_of_choice([group.options for group in groups], selection.chosen).plus(fixed)
     report = {
         **_budget_report(budget, limit, summed(before.values()), used),
-        "schemes": {WORDS[kind]: sum(used_kind is kind for used_kind in kinds.values()) for kind in search.inputs},
+        "schemes": {
+            scheme_name(kind): sum(used_kind is kind for used_kind in kinds.values()) for kind in search.inputs
+        },
         "float": len(names) - len(kinds),
         **_error_report(groups, selection, runs),
     }
@@ -152,7 +154,7 @@ def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str
 def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
     """Returns `plan` with the scheme that `kinds` has for each layer. Layers of `names` that are not in `kinds` stay
     float; the reason in the plan names `budget`."""
-    words = {name: WORDS[kind] for name, kind in kinds.items()}
+    words = {name: scheme_name(kind) for name, kind in kinds.items()}
     plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
     return plan.kept_float({name: reason for name in names if name not in kinds})
@@ -162,7 +164,7 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
     """Returns a dict from layer name to a dict from scheme name to the error of the final latents when only the layer's
     group has this scheme and all other layers are float."""
     return {
-        name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
+        name: {scheme_name(option.kind): option.error for option in group.options if option.kind}
         for group in groups
         for name in group.names
     }

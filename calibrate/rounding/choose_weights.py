@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..choice import Choice
 from ..layers.inputs import StaticInput
+from ..layers.scheme import in_float32
 from ..layers.transforms import weight_for
 from ..layers.weights import round_to_nearest
 from ..observers.survey import Survey
@@ -81,7 +82,7 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias
-    correct = method.correct and (module.bias is not None or choice.input.ranged)
+    correct = method.correct and (module.bias is not None or choice.input.integer_bias)
     if correct:
         options.append(with_correction(weight, choice, sums, groups_of(module)))
     for name in method.weights if groups_of(module) == 1 else ():
@@ -131,7 +132,7 @@ def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1)
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice
-    integers = quantized.weight.flatten(1).to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    integers = (in_float32(quantized.weight).to(torch.float64) * quantized.spread_scale).flatten(1)
     exact = weight.flatten(1).to(torch.float64)
     missing = _matrix_vector(exact.cpu(), sums.exact, groups) - _matrix_vector(integers.cpu(), sums.rounded, groups)
     return replace(choice, correction=missing / sums.rows)

@@ -4,11 +4,13 @@ cosine similarity to the float output."""
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_qparams
-from ..layers.weights import QuantizedWeight, round_to_nearest
+from ..layers.inputs import weights_for
+from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, in_float32, quantize, stored_qparams
+from ..layers.weights import QuantizedWeight, least_error_scales, round_to_nearest, spread
 from .objective import HESSIAN_DAMPING, Inputs, as_matrix, better_channels, damped, inputs_of, precision
 
-_RANGE = (0.5, 1.2)  # smallest and largest scale tried, relative to absmax / 127
+_RANGE = (0.5, 1.2)  # smallest and largest scale tried for integers, relative to absmax / 127
+_FLOAT_RANGE = (1.0, 2.0)  # for FP8, relative to absmax / 448: twice a scale has the same codes, but for the smallest
 _STEPS = 71  # scales tried for a weight: one every 0.01
 _ACTIVATION_STEPS = 36  # scales tried for an activation: one every 0.02
 
@@ -21,22 +23,27 @@ def easy_quant(
     Wu et al., EasyQuant: post-training quantization via scale optimization, 2020.
 
     Tries 71 scales for each output channel, or `iterations` scales if that is less, between 0.5 and 1.2 times the scale
-    at which the largest value of the channel becomes the code 127. Each output channel takes the scale whose codes make
-    its output most similar, by cosine, to the float output. Because the cosine ignores the length of the output, this
-    scale is then replaced by the scale at which the same codes have the least squared error.
+    at which the largest value of the channel becomes the code 127; with FP8 codes between 1 and 2 times the scale at
+    which it becomes 448. Each output channel, or with `scheme.per_tensor` the whole weight, takes the scale whose codes
+    make its output most similar, by cosine, to the float output. Because the cosine ignores the length of the output,
+    this scale is then replaced by the scale at which the same codes have the least squared error.
 
     `inputs` has sums of products of the layer's inputs. A small number (HESSIAN_DAMPING) is added to their diagonal, as
     in the other methods; otherwise clipping would cost nothing for a weight whose input was near zero in the
     calibration. `scheme` says which codes a weight can have. Without inputs, all inputs count as independent with equal
-    energy. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight
-    is too small for a float32 scale.
-    """
+    energy. If blocks of columns have scales (MXFP8), each block takes the better of two scales instead, by the squared
+    error that each column's energy weighs. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns
+    None if a channel of the weight is too small for a float32 scale."""
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
         return None
-    unit = as_matrix(nearest.scale[:, None])
-    w = as_matrix(weight) / unit
+    w = as_matrix(weight)
     gram = torch.eye(w.shape[1], dtype=w.dtype, device=w.device) if inputs is None else as_matrix(inputs.gram)
+    if scheme.block is not None:
+        scale = least_error_scales(w, scheme, gram.diagonal())
+        return better_channels(weight, inputs, scheme.nearest_(w / spread(scale, w)), scale, scheme)
+    unit = as_matrix(nearest.scale[:, None])
+    w = w / unit
     mean = gram.diagonal().mean()
     mean = torch.where(mean > 0, mean, torch.ones_like(mean))
     pull = torch.zeros_like(w)
@@ -63,22 +70,32 @@ def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Schem
     cos^2, which would be the difference of nearly equal numbers.
     """
     weight_gram = w @ gram
-    best, scale = w.round(), torch.ones_like(w[:, 0])
+    best, scale = scheme.nearest_(w.clone()), torch.ones_like(w[:, 0])
     lowest = torch.full_like(scale, torch.inf)
-    for factor in torch.linspace(*_RANGE, steps, dtype=torch.float64).tolist():
+    extent = _RANGE if scheme.element.integer else _FLOAT_RANGE
+    total = _over_all if scheme.per_tensor else _over_columns
+    for factor in torch.linspace(*extent, steps, dtype=torch.float64).tolist():
         codes = scheme.nearest_(w / factor)
         v = codes * factor
         d = v - w
         d_gram = d @ gram
-        energy = (v * (weight_gram + d_gram)).sum(1)  # |yq|^2
-        missing_length = (v * (pull - d_gram)).sum(1)  # <y - yq, yq>
+        energy = total(v * (weight_gram + d_gram))  # |yq|^2
+        missing_length = total(v * (pull - d_gram))  # <y - yq, yq>
         stretch = torch.where(energy > 0, missing_length / energy, torch.zeros_like(missing_length))
-        error = (d * (d_gram - 2 * pull)).sum(1) - missing_length * stretch
+        error = total(d * (d_gram - 2 * pull)) - missing_length * stretch
         improves = error < lowest
         lowest = torch.where(improves, error, lowest)
         best = torch.where(improves[:, None], codes, best)
         scale = torch.where(improves, factor * (1 + stretch), scale)
     return best, scale
+
+
+def _over_columns(x: Tensor) -> Tensor:
+    return x.sum(1)
+
+
+def _over_all(x: Tensor) -> Tensor:
+    return x.sum().expand(len(x))
 
 
 def activation_scale(
@@ -89,17 +106,17 @@ def activation_scale(
 
     `weight` is the float weight, `quantized` its codes and scales. `samples` (tokens, in) float32 are rows of the
     layer's input, and `scheme` is the rule by which they become codes. Tries scales from 0.5 to 1.2 times the scale in
-    `qparams`, and returns `qparams` itself unless another scale is better. The scale is a value of `dtype`, and a code
-    still stands for exactly 0. Costs 74 * tokens * in * out flops.
-    """
+    `qparams`, or from 1 to 2 times for FP8, and returns `qparams` itself unless another scale is better. The scale is a
+    value of `dtype`, and a code still stands for exactly 0. Costs 74 * tokens * in * out flops."""
     w = weight.detach().reshape(len(weight), -1).float()
-    v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]
+    v = (in_float32(quantized.weight) * quantized.spread_scale).reshape(w.shape)
     exact = samples @ w.T
     best, lowest_error = (
         qparams,
         _dissimilarity(exact, dequantize(quantize(samples, qparams, scheme), qparams, scheme) @ v.T),
     )
-    for factor in torch.linspace(*_RANGE, _ACTIVATION_STEPS, dtype=torch.float64).tolist():
+    extent = _RANGE if scheme.element.integer else _FLOAT_RANGE
+    for factor in torch.linspace(*extent, _ACTIVATION_STEPS, dtype=torch.float64).tolist():
         candidate = _scaled(qparams, factor, scheme, dtype)
         if candidate is None:
             continue
@@ -131,7 +148,8 @@ def easy_quant_pair(
     quantized: QuantizedWeight | None = None
     for _ in range(max(alternations, 1)):
         before = quantized, qparams
-        quantized = easy_quant(weight, inputs_of(samples, qparams, scheme), iterations=iterations)
+        inputs = inputs_of(samples, qparams, scheme)
+        quantized = easy_quant(weight, inputs, scheme=weights_for(scheme), iterations=iterations)
         if quantized is None:
             return None
         qparams = activation_scale(weight, quantized, samples, qparams, scheme, dtype)

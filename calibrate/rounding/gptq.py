@@ -41,13 +41,15 @@ def _codes(case: Case) -> Tensor:
     factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)
     shares = factor.div_(factor.diagonal().clone())
     target, codes = case.target[:, order], torch.empty_like(case.target)
+    steps = None if case.steps is None else case.steps[:, order]
     rest, columns = target.clone(), target.shape[1]
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         block, errors = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
         for index in range(stop - start):
-            codes[:, order[start + index]] = code = case.scheme.nearest_(block[:, index].clone())
-            errors[:, index] = code - target[:, start + index]
+            step = 1.0 if steps is None else steps[:, start + index]
+            codes[:, order[start + index]] = code = case.scheme.nearest_(block[:, index] / step)
+            errors[:, index] = code * step - target[:, start + index]
             block -= torch.outer(errors[:, index], shares[start + index, start:stop])
         rest[:, stop:] -= errors @ shares[start:stop, stop:]
     return codes

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize
-from ..layers.weights import QuantizedWeight, finite, round_to_nearest
+from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, in_float32, quantize
+from ..layers.weights import QuantizedWeight, finite, least_error_scales, round_to_nearest, spread
 
 HESSIAN_DAMPING = 0.01  # damping of the Hessian, relative to its mean diagonal (Frantar et al., GPTQ, 2022)
 _TARGET_DAMPING = 1.0  # damping of the target, relative to the mean diagonal: less overfits to the few prompts
@@ -48,14 +48,19 @@ class Case:
     d^T of each output channel is small, where d is the channel's row of (q - t).
 
     `target` t (out, in) is the float weight to round, in units of `scale`, within the range of the codes of `scheme`.
-    `scale` (out,) follows from the target's largest value. `hessian` H (in, in) is positive definite. The tensors are
-    on the CPU or CUDA: float64 up to 2048 columns, float32 above.
+    `scale` (out,) follows from the target's largest value; with `scheme.per_tensor` from that of the whole target.
+    `hessian` H (in, in) is positive definite. The tensors are on the CPU or CUDA: float64 up to 2048 columns, float32
+    above.
+
+    If blocks of columns have scales (MXFP8), these are `scale` (out, blocks), and `target` is the float weight itself:
+    a code stands for `steps` times itself, with `steps` (out, in). Otherwise `steps` is None, for 1.
     """
 
     target: Tensor
     scale: Tensor
     hessian: Tensor
     scheme: Scheme = WEIGHT
+    steps: Tensor | None = None
 
 
 def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
@@ -92,7 +97,8 @@ def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> 
 
 
 def _values(quantized: QuantizedWeight) -> Tensor:
-    return as_matrix(quantized.weight) * as_matrix(quantized.scale[:, None])
+    weight = as_matrix(in_float32(quantized.weight))
+    return weight.mul_(spread(quantized.scale.to(weight.device), weight))
 
 
 def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
@@ -140,7 +146,12 @@ def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
     """Returns the least-squares problem with the Hessian `hessian`, for rounding the float weight `target`. The scale
     of an output channel is the channel's largest magnitude divided by the largest code of `scheme`, and the problem's
     target is `target` divided by this scale."""
+    if scheme.block is not None:
+        scale = least_error_scales(target, scheme, hessian.diagonal())
+        return Case(target, scale, hessian, scheme, spread(scale, target).to(target.dtype))
     largest = target.abs().amax(1)
+    if scheme.per_tensor:
+        largest = largest.amax().expand_as(largest)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
     return Case(target / scale[:, None], scale, hessian, scheme)
@@ -179,8 +190,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 def better_channels(
     weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor, scheme: Scheme = WEIGHT
 ) -> QuantizedWeight | None:
-    """Returns an integer weight, rounded to the nearest except in the output channels where `codes` (out, in) and
-    `scale` (out,) give a smaller error. These channels have `codes` and `scale`.
+    """Returns a quantized weight, rounded to the nearest except in the output channels where `codes` (out, in) and
+    `scale`, (out,) or (out, blocks), give a smaller error. These channels have `codes` and `scale`. With
+    `scheme.per_tensor`, all channels are of the same kind.
 
     `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
     weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2
@@ -190,16 +202,17 @@ def better_channels(
     if nearest is None:
         return None
     new_scale = scale.to(torch.float32).to(nearest.scale.device)
-    usable = new_scale.isfinite() & (new_scale >= _SMALLEST)
+    usable = (new_scale.isfinite() & (new_scale >= _SMALLEST)).view(len(new_scale), -1).all(1)
     candidate = QuantizedWeight(
         codes.to(nearest.weight.device, nearest.weight.dtype).view_as(nearest.weight), new_scale
     )
     difference = _error_difference(_values(candidate), _values(nearest), as_matrix(weight), inputs)
     improves = (difference < 0).to(usable.device) & usable
-    shape = (-1, *[1] * (weight.ndim - 1))
+    if scheme.per_tensor:
+        improves = ((difference.sum() < 0).to(usable.device) & usable.all()).expand_as(usable)
     return QuantizedWeight(
-        torch.where(improves.view(shape), candidate.weight, nearest.weight),
-        torch.where(improves, candidate.scale, nearest.scale),
+        torch.where(spread(improves, nearest.weight), candidate.weight, nearest.weight),
+        torch.where(spread(improves, nearest.scale), candidate.scale, nearest.scale),
     )
 
 

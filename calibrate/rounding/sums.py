@@ -63,7 +63,7 @@ class Sums:
         """Adds rows (rows, in) of the layer's input as the float model computes it; this method applies the layer's
         smoothing to the rows."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
-        compiled = kernels.library() if self._choice.input.ranged and x.device.type == "cpu" else None
+        compiled = kernels.library() if self._choice.input.integer_bias and x.device.type == "cpu" else None
         self.rows += len(x)
         if compiled is None:
             self._add_products(x, self._choice.input.represented(x, self._current.level))

@@ -72,7 +72,7 @@ class Int8Layer(IntegerLayer):
             # all layers at once: weights packed later, between the tensors of calls, would fragment memory
             for layer in self.shared_codes.layers if self.shared_codes else ():
                 weight = layer._parameters.get("weight")
-                if not layer.weight_only and weight is not None and weight.device.type == "cpu":
+                if layer.integer and not layer.weight_only and weight is not None and weight.device.type == "cpu":
                     layer._pack()
         assert self._packed is not None
         return self._packed

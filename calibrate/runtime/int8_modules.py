@@ -5,7 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from . import compiled, cpu, cuda, npu, reference
+from . import compiled, cpu, cuda, float_codes, npu, reference
 from .int8_layer import Conv2dState, Int8Layer, LinearState
 
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "reference": reference}
@@ -13,11 +13,14 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 
 def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
     """Returns the backend, a module, that computes `layer` for the input `x`: the one that `layer.backend` names, else
-    the backend for the device of `x`, else the reference backend.
+    the backend for the device of `x`, else the reference backend. A layer with FP8 codes is computed by `float_codes`
+    on every device, except where the layer names the reference backend.
 
     In a graph of torch.compile, the module `compiled` replaces `cpu` for layers that it supports, because torch.compile
     cannot trace a packed weight.
     """
+    if not layer.integer:
+        return reference if layer.backend == "reference" else float_codes
     backend = BACKENDS.get(layer.backend or x.device.type, reference)
     return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.supports(layer) else backend
 

@@ -2,7 +2,7 @@
 
 A smoothed layer multiplies the channels of its input by `mul_scale`, and its weight is divided by the same numbers. The
 multiplication can move to the source of the input's channels: into the weight scales and biases of integer layers,
-whose int8 codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
+whose codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
 scales, biases and parameters, with fewer operations, and a program that does not know mul_scale can run it. Except with
 --memory, the SQNR is measured after folding, so it applies to the layers that the checkpoint holds.
 """
@@ -21,6 +21,7 @@ from octavo.capture.paging import page_out
 from ..layers.freeze import numbers_of
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.numbers import Numbers
+from ..layers.scheme import Scheme
 from ..layers.transforms import Transform, without_multiplier
 from ..layers.weights import QuantizedWeight
 
@@ -58,6 +59,13 @@ class FoldGroup(Protocol):
 
     @property
     def folds(self) -> Sequence[Fold]: ...
+
+
+class Unfolded(NamedTuple):
+    """A smoothing group whose factors cannot be folded."""
+
+    layers: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
 
 
 class FoldResult(NamedTuple):
@@ -171,19 +179,29 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
     """Returns the `Numbers` (weight, scales, bias and so on) of a layer that computes y * factors + plus, where y is
-    the output of `layer`, with the same int8 codes. `factors` and `plus` are (out,) float64. Returns a text with the
-    reason if such a layer cannot be made."""
+    the output of `layer`, with the same codes. `factors` and `plus` are (out,) float64. Returns a text with the reason
+    if such a layer cannot be made."""
     numbers = layer.numbers
+    if reason := fixed_scales(numbers.input.scheme):
+        return reason
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None
     if numbers.bias is not None:
         bias = (numbers.bias.to(torch.float64) * factors + plus).to(numbers.bias.dtype)
     correction = None
-    if layer.calibrated:  # the exact offset, where the bias is rounded
+    if numbers.quant_bias is not None:  # the exact offset, where the bias is rounded
         correction = output_offset(numbers) * factors + plus - (0.0 if bias is None else bias.to(torch.float64))
     quantized = QuantizedWeight(numbers.weight, scale)
     result = numbers_of(quantized, bias, numbers.input, numbers.dtype, numbers.transform, correction)
     return result if isinstance(result, str) else replace(result, made_bias=numbers.made_bias)
+
+
+def fixed_scales(scheme: Scheme) -> str | None:
+    """Returns the reason why the output channels of a weight cannot be multiplied by factors of their own; None if they
+    can. `scheme` is the rule for the codes of the layer's input."""
+    if scheme.block is not None:
+        return "its scales are powers of two"
+    return "its output channels share a scale" if scheme.per_tensor else None
 
 
 def output_offset(numbers: Numbers) -> Tensor:

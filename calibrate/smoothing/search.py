@@ -25,7 +25,7 @@ from ..layers.inputs import Codes, Input, StaticInput, weights_for
 from ..layers.products import integer_matmul
 from ..layers.scheme import QParams, Range, Scheme, codes, qparams_of
 from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform, transformed, weight_for
-from ..layers.weights import scales_of
+from ..layers.weights import scales_of, spread
 from ..observers.extremes import Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
@@ -184,7 +184,12 @@ def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
-    q = codes(weight, QParams(scale, torch.zeros_like(scale)), scheme).to(scheme.element.dtype)
+    q = codes(weight, QParams(scale, torch.zeros_like(scale)), scheme)
+    if scheme.block is not None:
+        return F.linear(x.q * x.scale, q.mul_(spread(scale, q)))
+    if not scheme.element.integer:
+        return F.linear(x.q, q).mul_(x.scale * scale)
+    q = q.to(scheme.element.dtype)
     total = integer_matmul(x.q.to(scheme.element.dtype), q)
     if x.zero_point is not None:
         total -= x.zero_point * q.sum(1, dtype=torch.int32)

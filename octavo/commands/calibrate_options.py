@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from octavo.calibrate.layers.schemes import NAMES
 from octavo.capture.errors import UsageError
 
 from ..declarations import Within, argument, flag, option, several
@@ -16,10 +17,12 @@ from ..words import (
     CLASSIFIER_FORMATS,
     DENOISER_FORMATS,
     DTYPES,
+    ELEMENTS,
     OBSERVERS,
     RECIPES,
     ROTATION,
     WEIGHT_METHODS,
+    WEIGHT_SCALES,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +55,10 @@ class CalibrateOptions:
     activations: str | None = option(
         "One input range for each layer, for each bin of noise levels, or for each token at run time.",
         type=click.Choice(ACTIVATIONS),
+    )  # fmt: skip
+    element: str = option(
+        "Numbers that layers compute with: 8-bit integers, FP8 e4m3, or MXFP8 (32 numbers of FP8 share a scale).",
+        default="int8", type=click.Choice(ELEMENTS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
         "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
@@ -93,6 +100,10 @@ class CalibrateOptions:
         "Rounding method; if repeated, each layer gets the method with the least error.",
         heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
     )  # fmt: skip
+    weight_scales: str | None = option(
+        "One scale for each output channel or for the whole weight  [default: as the formats need it]",
+        heading=WEIGHTS, type=click.Choice(WEIGHT_SCALES),
+    )  # fmt: skip
     bias_correction: bool | None = option(
         "Correct the mean error of each output in the bias.", "--bias-correction/--no-bias-correction", heading=WEIGHTS
     )
@@ -131,8 +142,8 @@ class CalibrateOptions:
 
 # fields of CalibrateOptions that are no options of `octavo calibrate-cnn`
 NOT_FOR_CLASSIFIERS = (
-    "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete",
-    "allow_revision", "trust_remote_code", "max_shard_size",
+    "element", "weight_scales", "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory",
+    "allow_incomplete", "allow_revision", "trust_remote_code", "max_shard_size",
 )  # fmt: skip
 
 
@@ -168,10 +179,12 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     that stay float by default are those of `family`. `samples` is the number of calls to replay; None: all that there
     are.
 
-    Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers whose
-    inputs are rounded as --activations says or rotated as --rotation says.
+    Raises UsageError for options that contradict each other, and if a format of --format cannot hold the layers:
+    because of their element type, or because their inputs are rounded as --activations says or rotated as --rotation
+    says.
     """
-    from octavo.calibrate.formats.export import check_activations, check_rotation, folding, multiplying
+    from octavo.calibrate.formats import format_named
+    from octavo.calibrate.formats.export import check_rotation, check_scheme, folding, multiplying, weight_scales_for
     from octavo.calibrate.settings import RECIPES, Settings
 
     _refuse_contradictions(options)
@@ -188,14 +201,19 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
     }  # fmt: skip
     recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
+    if "static" not in NAMES[options.element]:
+        recipe.setdefault("activations", next(iter(NAMES[options.element])))
+    formats, scheme = formats_of(options), NAMES[options.element].get(recipe.get("activations", "static"), "")
     settings = Settings(
+        element=options.element, weight_scales=weight_scales_for(formats, scheme, options.weight_scales),
+        clamping=any(format_named(name).clamping for name in formats),
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
-        fold=folding(formats_of(options)), multipliers=multiplying(formats_of(options)), keep_float=options.keep_float,
+        fold=folding(formats), multipliers=multiplying(formats), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
         rotation=options.rotation, samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
-    check_activations(formats_of(options), settings.activations)
-    check_rotation(formats_of(options), settings.rotation)
+    check_scheme(formats, settings.element, settings.activations)
+    check_rotation(formats, settings.rotation)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")
@@ -223,6 +241,9 @@ def _refuse_contradictions(options: CalibrateOptions) -> None:
     if options.weight_only and input_options:
         fact = f"--weight-only leaves inputs float, so {input_options[0]} has no effect"
         raise UsageError(f"{fact}. Remove {input_options[0]} or --weight-only.")
+    if options.symmetric and options.element != "int8":
+        fact = f"--symmetric has no effect, because {options.element} has no zero point"
+        raise UsageError(f"{fact}. Remove --symmetric.")
     if options.sigma != OBSERVED_SIGMA and options.observer != "sigma":
         remedy = "Add --observer sigma, or remove --sigma"
         raise UsageError(f"--sigma {options.sigma:g} only works with --observer sigma. {remedy}.")

@@ -7,9 +7,11 @@ functions that check them in an ascend checkpoint.
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from octavo.capture.errors import OctavoError
 
-from ...layers.schemes import RANGED, ROTATIONS
+from ...layers.schemes import BLOCK, FP8_RANGED, MXFP8, MXFP8_WEIGHT_ONLY, RANGED, ROTATIONS, SCHEMES
 from ..arithmetic import correction_ratio, error_ratios
 from ..integers import Integers
 from ..verdict import OCTAVO, Verdict
@@ -79,18 +81,21 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
     dtype. The bias of the float layer is optional and left out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
-        "weight": ("int8", shape),
+        "weight": ("int8" if kind.scheme in SCHEMES else "float8_e4m3fn", shape),
         "weight_scale": ("float32", (outputs,)),
     }
+    if kind.scheme in (MXFP8, MXFP8_WEIGHT_ONLY):
+        needed["weight_scale"] = ("uint8", (outputs, shape[1] // BLOCK))
     if kind.multiplied:
         needed["mul_scale"] = (None, shape[1:2])
     if kind.rotation:
         needed["rotation"] = ("int32", (ROTATIONS[kind.rotation],))
     if kind.made_bias:
         needed["bias"] = (None, (outputs,))
-    if kind.scheme in RANGED:
+    if kind.scheme in (*RANGED, *FP8_RANGED):
         needed["input_scale"] = ("float32", leading)
         needed["input_zero_point"] = ("int32", leading)
+    if kind.scheme in RANGED:
         needed["deq"] = ("float32", (*leading, outputs))
         needed["quant_bias"] = ("int32", (*leading, outputs))
     if kind.bins:
@@ -99,17 +104,38 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Returns the verdict on whether the integer layers compute the same outputs as the dequantized layers, except for
-    the errors that rounding and bias corrections can cause. `structure` lists the integer layers."""
+    """Returns the verdict on the numbers of the layers. Those with integer codes compute the same outputs as the
+    dequantized layers, except for the errors that rounding and bias corrections can cause. The scales of those with FP8
+    codes are positive and finite, and no code is NaN. `structure` lists the layers."""
     ratio, worst = 0.0, ""
     for name, kind in structure.kinds.items():
+        if kind.scheme not in SCHEMES:
+            if fault := _float_fault(model, name):
+                return Verdict("octavo", "codes", False, fault)
+            continue
         layer = _layer(model, name, kind)
         scales, bias = error_ratios(layer)
         largest = max(scales, min(bias, correction_ratio(layer)) if bias > 1.0 else bias)
         if largest > ratio or not worst:
             ratio, worst = largest, name
+    if not worst:
+        return Verdict("octavo", "codes", True, "all codes are numbers, and all scales are positive and finite")
     fact = f"the largest error is {ratio:.2f} of what rounding and bias corrections can cause"
     return Verdict("octavo", "integers", ratio <= 1.0, fact if ratio <= 1.0 else f"{fact} ({worst})")
+
+
+def _float_fault(model: Model, name: str) -> str | None:
+    """Returns what is wrong with the numbers of the layer `name`, whose codes are FP8 numbers; None if nothing is."""
+    codes = model.tensors[f"{name}.weight"].bits()
+    if bool((codes & 0x7F == 0x7F).any()):
+        return f"{name}.weight has codes that are NaN"
+    for leaf in ("weight_scale", "input_scale"):
+        if (tensor := model.tensors.get(f"{name}.{leaf}")) is None or tensor.stored.dtype == "uint8":
+            continue
+        scales = tensor.read()
+        if not bool(((scales > 0) & np.isfinite(scales)).all()):
+            return f"{name}.{leaf} has scales that are not positive and finite"
+    return None
 
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:

@@ -32,6 +32,10 @@ class StoredTensor(NamedTuple):
         """Reads the values of the tensor, converting bfloat16 to float32."""
         return read_array(self.path, self.stored)
 
+    def bits(self) -> Array:
+        """Reads a tensor of 8-bit numbers, such as float8_e4m3fn, as uint8 with the same bits."""
+        return read_array(self.path, self.stored._replace(dtype="uint8"))
+
 
 class Model(NamedTuple):
     """Holds a diffusers model directory: the content of config.json; a dict from name to stored tensor; and the

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
+from ...layers.schemes import DYNAMIC, FP8_SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
 from ..record import Deployment, Description, Format
 from ..verdict import OCTAVO
 from .check import check
@@ -50,6 +51,7 @@ FORMATS = (
         name="diffusers",
         files=MODEL_FILES,
         writer=write,
+        schemes=(STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY, *FP8_SCHEMES),
         transforms=("Multiply", "Rotate", "MultiplyRotate"),
         consumer=OCTAVO,
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),

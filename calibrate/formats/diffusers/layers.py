@@ -2,16 +2,16 @@
 before their tensors are loaded."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import MisfitError
 
-from ...layers.inputs import INPUTS
+from ...layers.inputs import INPUTS, RULES
 from ...layers.modules import QuantizedLayer, build
 from ...layers.numbers import Numbers
-from ...layers.scheme import ACTIVATION
 from ...layers.schemes import ROTATIONS
 from ...layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from .structure import LayerKind, Structure
@@ -31,7 +31,8 @@ def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
 def _kind(layer: QuantizedLayer) -> LayerKind:
     bins = len(layer.input_scale) if layer.input_type.by_level else 0
     rotation = 0 if layer.rotation is None else Rotate(layer.rotation).size
-    return LayerKind(layer.scheme, layer.mul_scale is not None, layer.made_bias, bins, rotation)
+    clamping = layer.input_scheme.clamping
+    return LayerKind(layer.scheme, layer.mul_scale is not None, layer.made_bias, bins, rotation, clamping)
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
@@ -58,13 +59,15 @@ def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.d
             "input_scale": torch.empty(leading), "input_zero_point": torch.empty(leading, dtype=torch.int32),
             "edges": torch.empty(max(kind.bins - 1, 0)),
         }  # fmt: skip
-        input = INPUTS[kind.scheme].of(tensors, ACTIVATION)
+        input = INPUTS[kind.scheme].of(tensors, replace(RULES[kind.scheme], clamping=kind.clamping))
+        block = input.scheme.block
+        scale = torch.empty(outputs) if block is None else torch.empty(outputs, shape[1] // block, dtype=torch.uint8)
         return Numbers(
-            torch.empty(shape, dtype=input.weights.element.dtype), torch.empty(outputs),
+            torch.empty(shape, dtype=input.weights.element.dtype), scale,
             torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
             input, dtype, _empty_transform(kind, shape[1], dtype),
-            torch.empty(*leading, outputs) if input.ranged else None,
-            torch.empty(*leading, outputs, dtype=torch.int32) if input.ranged else None, kind.made_bias,
+            torch.empty(*leading, outputs) if input.integer_bias else None,
+            torch.empty(*leading, outputs, dtype=torch.int32) if input.integer_bias else None, kind.made_bias,
         )  # fmt: skip
 
 

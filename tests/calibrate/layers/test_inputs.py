@@ -11,7 +11,7 @@ from octavo.calibrate.layers.inputs import INPUTS, DynamicInput, FloatInput, Sta
 from octavo.calibrate.layers.modules import QuantizedLinear, build
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
-from octavo.calibrate.layers.schemes import DYNAMIC, RANGED, SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
+from octavo.calibrate.layers.schemes import DYNAMIC, FP8_SCHEMES, RANGED, SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
 from octavo.calibrate.layers.weights import round_to_nearest
 
 from ...helpers.examples import examples
@@ -217,6 +217,6 @@ def test_a_weight_rounded_elsewhere_is_used_unchanged():
 
 
 def test_the_names_of_schemes_are_those_of_the_inputs():
-    assert set(SCHEMES) == set(INPUTS)
+    assert {*SCHEMES, *FP8_SCHEMES} == set(INPUTS)
     assert set(RANGED) == {word for word, kind in INPUTS.items() if kind.ranged}
     assert {STATIC: StaticInput, TIMESTEP: TimestepInput, DYNAMIC: DynamicInput, WEIGHT_ONLY: FloatInput} == INPUTS

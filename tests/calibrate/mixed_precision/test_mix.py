@@ -9,7 +9,7 @@ import torch
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.layers.inputs import WORDS, DynamicInput, StaticInput
+from octavo.calibrate.layers.inputs import DynamicInput, StaticInput, scheme_name
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.mixed_precision.budget import Search
 from octavo.calibrate.mixed_precision.sensitivity import divide_layers
@@ -57,7 +57,7 @@ def test_the_limit_is_kept_and_the_report_says_what_was_used(tiny, mixture):
     assert {word: counts.count(word) for word in spent["schemes"]} == spent["schemes"]
     assert counts.count(None) == spent["float"] > 0
     assert all(
-        set(row["trajectory_error"]) == {WORDS[kind] for kind in BLOCKS.inputs}
+        set(row["trajectory_error"]) == {scheme_name(kind) for kind in BLOCKS.inputs}
         for row in rows
         if "trajectory_error" in row
     )
