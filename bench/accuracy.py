@@ -7,8 +7,8 @@ model. `layers, mean` and `worst` are the SQNR of layers over eight calibration 
 layers of the squared error, relative to the first row with the same kind of inputs and the same choice of smoothing.
 `seconds` is the time of calibrate, which includes a replay of all calls; `of plain` is the ratio of that time to
 running the calls alone, measured just before. `peak memory` is the peak of the process so far, in which the rows run
-one after the other. `judged` is the share of pictures that show what the prompt says.
-"""
+one after the other. `bytes` is the size of all linear layers. `judged` is the share of pictures that show what the
+prompt says."""
 
 import argparse
 import statistics
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from octavo.calibrate.byte_sizes import size
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.replay.calls import evaluating, run
@@ -56,6 +57,17 @@ ROWS: dict[str, dict[str, Any]] = {
     "dynamic": {"activations": "dynamic"},
     "timestep": {"activations": "timestep"},
     **{f"--accuracy {name}": recipe for name, recipe in RECIPES.items() if name != "plain"},
+    **{
+        f"{name}{', plain' if plain else ''}": ({} if plain else RECIPES["balanced"]) | changes
+        for plain in (True, False)
+        for name, changes in {
+            "fp8 static": {"element": "fp8"},
+            "fp8 static, whole weights": {"element": "fp8", "weight_scales": "tensor"},
+            "fp8 by row": {"element": "fp8", "activations": "dynamic"},
+            "mxfp8": {"element": "mxfp8", "activations": "dynamic"},
+            "mxfp8, clamping": {"element": "mxfp8", "activations": "dynamic", "clamping": True},
+        }.items()
+    },
 }
 
 
@@ -90,8 +102,8 @@ def sqnr(model: nn.Module, layers: Any, calls: list[Any], changed: AbstractConte
 
 
 HEAD = """\
-| method | transformer SQNR | layers, mean | worst | median MSE | seconds | of plain | peak memory | judged |
-|---|---|---|---|---|---|---|---|---|"""
+| method | transformer SQNR | layers, mean | worst | median MSE | seconds | of plain | peak memory | bytes | judged |
+|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def arguments() -> argparse.Namespace:
@@ -127,7 +139,7 @@ def main() -> None:
     starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by smoothing and kind of inputs
     if options.pictures:
         right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]
-        print(f"| float | | | | | | | | {right:.1%} |", flush=True)
+        print(f"| float | | | | | | | | | {right:.1%} |", flush=True)
     for name in options.rows:
         plain = forwards()
         began = time.perf_counter()
@@ -141,6 +153,7 @@ def main() -> None:
         start = starts.setdefault(kind, errors)
         ratio = statistics.median(errors[layer] / start[layer] for layer in errors if layer in start)
         cells += [f"{ratio:.2f} x", f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
+        cells.append(size(result.report["totals"]["bytes_after"]))
         with quantized(model, result.layers):
             right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
         print(f"| {name} | {' | '.join(cells)} | {f'{right:.1%}' if scenes else ''} |", flush=True)

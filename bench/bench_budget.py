@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from octavo.calibrate import choose
-from octavo.calibrate.layers.inputs import Input, StaticInput
+from octavo.calibrate.layers.schemes import STATIC
 from octavo.calibrate.mixed_precision import knapsack
-from octavo.calibrate.mixed_precision.budget import SEARCH, Cost, summed
+from octavo.calibrate.mixed_precision.budget import Cost, summed
 from octavo.calibrate.mixed_precision.knapsack import cost_of_choice
 from octavo.calibrate.mixed_precision.mix import estimated_error
 from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measure_groups
@@ -35,7 +35,7 @@ from octavo.calibrate.plan import make_plan
 from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
 from octavo.calibrate.replay.work import Work
-from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.settings import DEFAULTS, RECIPES, Settings
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
@@ -44,7 +44,7 @@ from tests.zoo.random_sd3 import put_outliers
 
 from .accuracy import recorded
 
-INPUTS = SEARCH.inputs
+SCHEMES = DEFAULTS.mixture  # W8A8, W8A8_DYNAMIC, W8A16
 
 
 def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
@@ -72,12 +72,12 @@ def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], limit: 
 
 
 def _static(candidates: Candidates, name: str) -> Any:
-    return candidates.layer(name, StaticInput)
+    return candidates.layer(name, STATIC)
 
 
-def assignment(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """Returns the type of each layer's input by layer name, given the number of the option of each group."""
-    return {n: s for group, option in zip(groups, chosen, strict=True) for n, s in group.kinds[option].items()}
+def assignment(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, str]:
+    """Returns the scheme of each layer by layer name, given the number of the option of each group."""
+    return {n: s for group, option in zip(groups, chosen, strict=True) for n, s in group.assignments[option].items()}
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -100,7 +100,7 @@ def check(candidates: Candidates, groups: list[LayerGroup], runs: Runs, longer: 
         f"{count} mixtures: log correlation {float(torch.corrcoef(logs)[0, 1]):.4f}, measured over estimated", end=" "
     )
     print(f"{ratios[0]:.2f} .. {ratios[len(ratios) // 2]:.2f} .. {ratios[-1]:.2f}", flush=True)
-    many = [longer.error(candidates.layers(group.kinds[1])) for group in groups]
+    many = [longer.error(candidates.layers(group.assignments[1])) for group in groups]
     print(f"ranks of static layers, 8 steps and 28: {spearman([g.options[1].error for g in groups], many):.3f}")
 
 
@@ -127,7 +127,7 @@ def main() -> None:
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
-    groups = measure_groups(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
+    groups = measure_groups(candidates, [(name,) for name in names], SCHEMES, before, runs, Work())
     print(
         f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
         flush=True,

@@ -103,7 +103,8 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
     seen = part.selection.observations
     held_out = seen.current.held_out_count(part.positions)
-    findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out)
+    guarded = part.selection.guarded
+    findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)
@@ -143,8 +144,8 @@ def _mixed(
         raise UsageError(
             "budget: needs a function that runs the pipeline and returns its latents. Pass it as `trajectory`."
         )
-    inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
-    return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
+    schemes = search.schemes or settings.mixture
+    return mixed(model, plan, choices, settings.limits, replace(search, schemes=schemes), trajectory, work)
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from octavo.capture.errors import NumbersError
 
 from .choice import Choice
+from .guard import Guarded, guarded
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
 from .observers.ranges import ONE_BIN, Bins, Ranges, bins_for, input_with, observe_ranges
@@ -63,6 +64,7 @@ class Selection:
     | survey       | statistics of each input channel and sampled rows of the inputs; None where nothing needs them   |
     | summed       | positions of the calls over which the rounding method summed its statistics                      |
     | timesteps    | the noise levels of the calls, descending; None where ranges do not depend on the noise level    |
+    | guarded      | what was done about the layers that their scheme would lose                                      |
     """
 
     choices: dict[str, Choice]
@@ -72,6 +74,7 @@ class Selection:
     survey: SurveyResult | None = None
     summed: frozenset[int] = frozenset()
     timesteps: tuple[float, ...] | None = None
+    guarded: tuple[Guarded, ...] = ()
 
 
 def choose(
@@ -112,8 +115,10 @@ def choose(
             choices |= choose_weights(
                 model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
             )
+    with work.watch.stage("guard"):
+        choices, rows = guarded(model, choices, surveys, settings, work)
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
-    return Selection(choices, reasons, nearest, observations, survey, summed, levels)
+    return Selection(choices, reasons, nearest, observations, survey, summed, levels, tuple(rows))
 
 
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:

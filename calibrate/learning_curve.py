@@ -71,7 +71,9 @@ def learning_curve(
     if settings.method.plain:
         choices_by_count.pop(chosen.observations.last, None)
     items = choices_by_count.items()
+    guarded = {row.name: chosen.choices[row.name] for row in chosen.guarded if row.scheme is not None}
     for count, choices in work.progress("learning curve", items, len(items)) if items else ():
+        choices = {**choices, **guarded}
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):

@@ -79,6 +79,8 @@ def calibrate_part(
     choices = chosen.choices
     if mix is not None:
         plan, choices = mix(plan, choices)
+    lost = {row.name: f"{settings.scheme} would lose it" for row in chosen.guarded if row.scheme is None}
+    plan = plan.kept_float(lost)
     with work.watch.stage("freeze"):
         plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, keep_layers=keep_layers)
         plan = without_multipliers(model, plan, choices, settings)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .choice import NEAREST, Choice
+from .guard import Guarded, warning_of
 from .layers.changes import hooks_on_all_modules
 from .layers.modules import QuantizedLayer
 from .layers.scheme import Range
@@ -25,7 +26,7 @@ class Findings(NamedTuple):
     Three dicts have layer names as keys: `choices` has the layer's choice, `ranges` the ranges of its input (one for
     each timestep bin), `powers` the signal and noise of its output. `calls`: the number of calibration calls. `output`:
     signal (sum of squares) and noise (sum of squared errors) of the model's output in each measured call. `held_out`:
-    how many of the measured calls are held out.
+    how many of the measured calls are held out. `guarded`: what was done about layers that their scheme would lose.
     """
 
     choices: Mapping[str, Choice]
@@ -34,6 +35,7 @@ class Findings(NamedTuple):
     calls: int
     output: Sequence[Power]
     held_out: int
+    guarded: Sequence[Guarded] = ()
 
 
 def report_of(
@@ -52,6 +54,8 @@ def report_of(
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
     |             | calls_held_out: how many of the measured calls are held out                                      |
     | enough      | learning curve: rows of calls, prompts, output_sqnr in dB; [] where it was not measured          |
+    | guard       | a row for each layer that its scheme would lose on held-out calls: name, sqnr in dB; scheme and  |
+    |             | rotation that it got instead, sqnr_after; scheme null: it stays float                            |
     | warnings    | the warnings for the user, one line each                                                         |
     | seconds     | seconds by stage                                                                                 |
     | peak_memory | largest memory of the process, in bytes                                                          |
@@ -72,7 +76,8 @@ def report_of(
             "calls_measured": len(findings.output),
             "calls_held_out": findings.held_out,
         },
-        "warnings": warnings_of(plan),
+        "guard": [row.reported for row in findings.guarded],
+        "warnings": [*warnings_of(plan), *filter(None, [warning_of(findings.guarded, plan, settings)])],
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
         "peak_memory": peak_memory(),
     }

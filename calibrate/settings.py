@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from octavo.capture.errors import UsageError
 
 from .choice import NEAREST
-from .layers.inputs import ACTIVATIONS, Input
+from .layers.inputs import ACTIVATIONS, INPUTS, Input
 from .layers.scheme import ACTIVATION, ELEMENT_TYPES, INT8, SYMMETRIC_ACTIVATION, Scheme
 from .layers.schemes import NAMES, ROTATIONS
 from .mixed_precision.budget import Budget, budget_of
@@ -24,6 +24,14 @@ WEIGHT_SCALES = ("channel", "tensor")  # one scale for each output channel, or f
 WHOLE_NUMBER_METHODS = ("admm", "adaround")  # rounding methods whose codes are whole numbers
 
 
+class Instead(NamedTuple):
+    """What a layer may get instead of its scheme: another `scheme`, whose ranges are not known beforehand, such as
+    W8A8_FP8_DYNAMIC, and a rotation of its input in groups of `rotation` channels (0: none)."""
+
+    scheme: str
+    rotation: int = 0
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of a calibration. The comment behind each field describes the field; docs/accuracy.md says how much
@@ -36,6 +44,7 @@ class Settings:
     activations: str = "static"  # how inputs become codes: a name of ACTIVATIONS
     element: str = "int8"  # the numbers that codes are taken from: a name of ELEMENT_TYPES
     weight_scales: str = "channel"  # what has a scale in a weight: a word of WEIGHT_SCALES
+    instead: tuple[Instead, ...] = ()  # what a layer may get whose scheme would lose it (guard.py); else it stays float
     clamping: bool = False  # whether scales of MXFP8 inputs are chosen as Ascend does (`Scheme.clamping`)
     smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
     rotation: str = "off"  # whether inputs are rotated where that lowers the error: a name of ROTATION
@@ -47,6 +56,7 @@ class Settings:
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
+    mixable: tuple[str, ...] | None = None  # schemes that layers may have beside each other; None: all
     keep_float: tuple[str, ...] = ()  # patterns of layers that stay float; each has to match a layer
     defaults: Mapping[str, str] | None = None  # the family's patterns of float layers, with reasons; None: general rule
     more_float: Mapping[str, str] = field(default_factory=dict)  # more such patterns, beside the general rule
@@ -182,6 +192,17 @@ class Settings:
         return None if self.budget is None else budget_of(self.budget)
 
     @property
+    def mixture(self) -> tuple[str, ...]:
+        """The schemes that a budget chooses from: that of the settings, and those of the same element type and of
+        integers without timestep bins, as far as they are in `mixable`."""
+        elements = dict.fromkeys((self.element, INT8.name))
+        names = [NAMES[element].get(way) for element in elements for way in ("static", "dynamic", "float")]
+        allowed = [name for name in names if name and (self.mixable is None or name in self.mixable)]
+        if self.input_type.by_level:
+            allowed = [name for name in allowed if not INPUTS[name].ranged]
+        return tuple(dict.fromkeys((self.scheme, *allowed)))
+
+    @property
     def transforming(self) -> bool:
         """Whether inputs may be transformed (smoothed or rotated) before they become codes."""
         return (self.smoothing or bool(self.rotations)) and self.input_type.rounded
@@ -194,8 +215,14 @@ class Settings:
     @property
     def surveying(self) -> bool:
         """Whether a replay has to survey the inputs: to record statistics of each channel and a sample of the rows.
-        Smoothing, rotation, rounding methods and timestep bins need the survey."""
-        return self.transforming or self.smoothing or not self.method.plain or self.input_type.by_level
+        Smoothing, rotation, rounding methods, timestep bins and the guard need the survey."""
+        needed = self.transforming or self.smoothing or not self.method.plain
+        return needed or self.input_type.by_level or self.guarding
+
+    @property
+    def guarding(self) -> bool:
+        """Whether layers that their scheme would lose get another one, or stay float (guard.py)."""
+        return self.element != INT8.name and self.input_type.rounded
 
 
 def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:

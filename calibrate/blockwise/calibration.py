@@ -26,6 +26,7 @@ from octavo.capture.ranks import ALONE, Ranks
 
 from ..byte_sizes import size
 from ..choice import Choice
+from ..guard import Guarded
 from ..layers.install import install, names_of
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import attach
@@ -109,6 +110,7 @@ class BlockwiseCalibration:
         self._powers: dict[str, Power] = {}
         self._axes: dict[str, int] = {}
         self._layers: dict[str, QuantizedLayer] = {}
+        self._guarded: list[Guarded] = []
 
     _timesteps: tuple[float, ...] | None
 
@@ -136,7 +138,8 @@ class BlockwiseCalibration:
         self._check_peak("measuring")
         layers, parameters = self._folded()
         held_out = self._current.held_out_count(self._positions())
-        findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held_out)
+        count, guarded = self._current.count, self._guarded
+        findings = Findings(self._choices, self._ranges, self._powers, count, output, held_out, guarded)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
         additions = {"enough": [], "warnings": [*report["warnings"], *self._smoothing_warnings()]}
         return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
@@ -219,6 +222,7 @@ class BlockwiseCalibration:
         self._ranges |= part.selection.observations.ranges
         self._powers |= part.powers
         self._axes |= part.axes
+        self._guarded += part.selection.guarded
         # the weights are dropped from the choices: the layers hold them
         self._choices |= {name: replace(choice, weight=None) for name, choice in part.choices.items()}
         self._layers |= part.layers

@@ -11,9 +11,10 @@ from octavo.capture.fingerprint import Origin
 from octavo.capture.space import check_space
 
 from ..byte_sizes import parse_size
-from ..layers.schemes import NAMES
+from ..layers.schemes import NAMES, ROTATIONS
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
+from ..settings import Instead
 from . import TABLE, format_named
 from .diffusers.write import SHARD
 from .manifest import write_manifests
@@ -79,6 +80,26 @@ def weight_scales_for(formats: Sequence[str], scheme: str, chosen: str | None) -
         fact = f"holds one scale for a whole weight of {scheme}"
         raise UsageError(f"--weight-scales channel: format {needing[0]} {fact}. Remove --weight-scales.")
     return chosen or ("tensor" if needing else "channel")
+
+
+def mixable(formats: Sequence[str]) -> tuple[str, ...]:
+    """Returns the schemes that layers of one checkpoint may have beside each other in each of `formats`; () if a format
+    holds only one scheme at a time."""
+    first, *rest = map(format_named, formats)
+    if not all(record.mixed for record in (first, *rest)):
+        return ()
+    return tuple(scheme for scheme in first.schemes if all(scheme in record.schemes for record in rest))
+
+
+def instead_of(formats: Sequence[str], element: str, activations: str) -> tuple[Instead, ...]:
+    """Returns what a layer may get if its scheme, which `element` and `activations` stand for, would lose it, and all
+    of `formats` can hold it: a scale for each token of its input, or for each block, and a rotation."""
+    scheme = NAMES[element]["dynamic"]
+    if scheme != NAMES[element][activations] and scheme not in mixable(formats):
+        return ()
+    rotations = ROTATIONS if all("Rotate" in format_named(name).transforms for name in formats) else ()
+    ways = (Instead(scheme), *(Instead(scheme, size) for size in rotations))
+    return tuple(way for way in ways if way != Instead(NAMES[element][activations]))
 
 
 def check_rotation(formats: Sequence[str], rotation: str) -> None:

@@ -121,6 +121,7 @@ class Format:
     | writer      | function that writes the files                                                                     |
     | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
     | whole       | schemes in which the consumer takes only one scale for a whole weight                              |
+    | mixed       | True if layers of one checkpoint may have different schemes                                        |
     | clamping    | True if the consumer chooses the scales of MXFP8 inputs as Ascend does (`Scheme.clamping`)         |
     | transforms  | names of the classes in layers.transforms that inputs may go through before they become codes      |
     | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
@@ -150,6 +151,7 @@ class Format:
     writer: Writer
     schemes: tuple[str, ...] = (STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY)
     whole: tuple[str, ...] = ()
+    mixed: bool = True
     clamping: bool = False
     transforms: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()

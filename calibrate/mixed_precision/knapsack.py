@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.inputs import Input
 from .budget import Cost
 
 CELLS = 1 << 15  # most cells that the range of costs is divided into; memory and time of the search grow with them
@@ -26,11 +25,11 @@ _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell o
 
 
 class Option(NamedTuple):
-    """Represents one way to treat a group of layers: `kind`, their scheme as a subclass of Input (None: the layers stay
+    """Represents one way to treat a group of layers: `scheme`, the name of their scheme (None: the layers stay
     float), `error`, the error of the final latents if only this group is treated so, and `cost`, the cost of the
     group's layers."""
 
-    kind: type[Input] | None
+    scheme: str | None
     error: float
     cost: Cost
 

@@ -11,7 +11,6 @@ from octavo.capture.errors import NumbersError, OctavoError, UsageError
 
 from ..byte_sizes import size
 from ..choice import Choice
-from ..layers.inputs import Input, scheme_name
 from ..plan import KINDS, Plan, block_names
 from ..replay.calls import Progress
 from ..replay.work import Work
@@ -59,24 +58,26 @@ def mixed(
     before = float_cost(plan, runs.macs)
     names = [name for name in plan.quantized if name in choices]
     fixed = summed(cost for name, cost in before.items() if name not in names)
-    limit = _checked_limit(budget, before, _lower_bounds(candidates, names, search.inputs, before).plus(fixed))
-    division = divide_layers(names, block_names(model), search.runs // len(search.inputs))
-    groups = measure_groups(candidates, division, search.inputs, before, runs, work)
+    limit = _checked_limit(budget, before, _lower_bounds(candidates, names, search.schemes, before).plus(fixed))
+    division = divide_layers(names, block_names(model), search.runs // len(search.schemes))
+    groups = measure_groups(candidates, division, search.schemes, before, runs, work)
     selection = _select(budget, groups, candidates, limit.minus(fixed), runs, search, work.progress)
     if selection is None:
         raise _infeasible(budget, lowest_cost([group.options for group in groups]).plus(fixed), summed(before.values()))
-    kinds = _schemes_of(groups, selection.chosen)
+    schemes = _schemes_of(groups, selection.chosen)
     used = cost_of_choice([group.options for group in groups], selection.chosen).plus(fixed)
     report = {
         **_budget_report(budget, limit, summed(before.values()), used),
         "schemes": {
-            scheme_name(kind): sum(used_kind is kind for used_kind in kinds.values()) for kind in search.inputs
+            scheme: sum(used == scheme for used in schemes.values()) for scheme in search.schemes
         },
-        "float": len(names) - len(kinds),
+        "float": len(names) - len(schemes),
         **_error_report(groups, selection, runs),
     }
-    selected = {name: candidates.choice(name, kind) for name, kind in kinds.items()}
-    return work.ranks.first(Mixture(_plan_with(plan, names, kinds, budget), selected, report, _errors_by_layer(groups)))
+    selected = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
+    found = {name: choice for name, choice in selected.items() if not isinstance(choice, str)}
+    mixture = Mixture(_plan_with(plan, names, schemes, budget), found, report, _errors_by_layer(groups))
+    return work.ranks.first(mixture)
 
 
 class _Selection(NamedTuple):
@@ -144,27 +145,26 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
     return sum(options[index].error for options, index in zip(groups, chosen, strict=True))
 
 
-def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """Returns a dict from layer name to scheme, a subclass of Input, for the layers that become integer layers with the
+def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, str]:
+    """Returns a dict from layer name to the name of its scheme, for the layers that become 8-bit layers with the
     options `chosen` (the index of the option of each group)."""
     pairs = zip(groups, chosen, strict=True)
-    return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
+    return {name: scheme for group, option in pairs for name, scheme in group.assignments[option].items()}
 
 
-def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
-    """Returns `plan` with the scheme that `kinds` has for each layer. Layers of `names` that are not in `kinds` stay
+def _plan_with(plan: Plan, names: Iterable[str], schemes: Mapping[str, str], budget: Budget) -> Plan:
+    """Returns `plan` with the scheme that `schemes` has for each layer. Layers of `names` that are not in it stay
     float; the reason in the plan names `budget`."""
-    words = {name: scheme_name(kind) for name, kind in kinds.items()}
-    plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
+    plan = Plan(tuple(replace(entry, scheme=schemes.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
-    return plan.kept_float({name: reason for name in names if name not in kinds})
+    return plan.kept_float({name: reason for name in names if name not in schemes})
 
 
 def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]]:
     """Returns a dict from layer name to a dict from scheme name to the error of the final latents when only the layer's
     group has this scheme and all other layers are float."""
     return {
-        name: {scheme_name(option.kind): option.error for option in group.options if option.kind}
+        name: {option.scheme: option.error for option in group.options if option.scheme}
         for group in groups
         for name in group.names
     }
@@ -180,14 +180,14 @@ def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict
 
 
 def _lower_bounds(
-    candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
+    candidates: Candidates, names: Iterable[str], schemes: Sequence[str], before: Mapping[str, Cost]
 ) -> Cost:
     """Returns the smallest bytes and the smallest time that the layers `names` can take, each minimised on its own, if
-    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as a float layer;
+    each layer has a scheme of `schemes` or stays float. `before` has the cost of each layer as a float layer;
     `candidates` makes the integer layers."""
     bounds = Cost()
     for name in names:
-        candidate_layers = [candidates.layer(name, kind) for kind in kinds]
+        candidate_layers = [candidates.layer(name, scheme) for scheme in schemes]
         costs = [
             before[name],
             *(cost_of(layer, before[name]) for layer in candidate_layers if not isinstance(layer, str)),

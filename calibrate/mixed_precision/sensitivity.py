@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from octavo.capture.errors import MisfitError, NumbersError
 
 from ..choice import Choice, layer_of
-from ..layers.inputs import Input
+from ..layers.inputs import INPUTS, RULES, Input, StaticInput, TimestepInput
 from ..layers.install import quantized
 from ..layers.modules import QuantizedLayer
+from ..layers.scheme import Range, qparams_of
 from ..plan import Plan, layer_at
 from ..replay.calls import evaluating
 from ..replay.hooks import hooked
@@ -27,12 +28,13 @@ from .budget import TIME, Cost, summed
 from .knapsack import Option
 
 Trajectory = Callable[[], Sequence[Tensor]]  # runs the pipeline, returns its final latents, the same for the same model
-Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name; all other layers are float
+Assignment = Mapping[str, str]  # name of the scheme by layer name; all other layers are float
 
 
 class Candidates:
-    """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
-    bias correction that calibration chose for the scheme in the settings.
+    """Makes 8-bit layers of any scheme from `choices`: a dict from layer name to the smoothing, quantized weight and
+    bias correction that calibration chose for the scheme in the settings. For another element type, the weight is
+    rounded to the nearest, and the range of the input is the one that its codes have in the settings' scheme.
 
     Weight-only layers get no smoothing factors, which MindIE-SD, a runtime for Ascend, would ignore. Weight-only and
     dynamic layers get no bias correction, because corrections were measured for the scheme of the calibration.
@@ -41,27 +43,46 @@ class Candidates:
     def __init__(self, model: nn.Module, choices: Mapping[str, Choice]) -> None:
         self.model, self._choices = model, choices
 
-    def choice(self, name: str, kind: type[Input]) -> Choice:
-        """Returns how the layer `name` is quantized with the scheme `kind`, a subclass of Input: how its input becomes
-        codes, its smoothing, integer weight and bias correction."""
+    def choice(self, name: str, scheme: str) -> Choice | str:
+        """Returns how the layer `name` is quantized with the scheme of the name `scheme`: how its input becomes codes,
+        its smoothing, quantized weight and bias correction. Returns a text with the reason if it cannot be."""
         first = self._choices[name]
-        if kind.ranged:
+        if first.input.name == scheme:
             return first
-        input = kind(scheme=first.input.scheme)
-        if not kind.rounded and first.transform is not None:
+        input = input_for(first.input, scheme, layer_at(self.model, name).weight.dtype)
+        if isinstance(input, str):
+            return input
+        same_codes = input.weights == first.input.weights
+        if not input.rounded and first.transform is not None:
             return Choice(input)
-        return replace(first, input=input, correction=None)
+        return replace(first, input=input, correction=None, weight=first.weight if same_codes else None)
 
-    def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
-        """Returns the integer layer for the layer `name` with the scheme `kind`, a subclass of Input; or a text with
-        the reason why there is none."""
-        return layer_of(layer_at(self.model, name), self.choice(name, kind))
+    def layer(self, name: str, scheme: str) -> QuantizedLayer | str:
+        """Returns the 8-bit layer for the layer `name` with the scheme of the name `scheme`; or a text with the reason
+        why there is none."""
+        choice = self.choice(name, scheme)
+        return choice if isinstance(choice, str) else layer_of(layer_at(self.model, name), choice)
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
         """Returns a dict from layer name to integer layer for the layers in `assignment`, a dict from layer name to
         scheme. Layers without an integer form are left out."""
-        layers = {name: self.layer(name, kind) for name, kind in assignment.items()}
+        layers = {name: self.layer(name, scheme) for name, scheme in assignment.items()}
         return {name: layer for name, layer in layers.items() if not isinstance(layer, str)}
+
+
+def input_for(input: Input, scheme: str, dtype: torch.dtype) -> Input | str:
+    """Returns the input of a layer in the scheme of the name `scheme`, made from `input`, the one that the layer has in
+    another scheme; `dtype` stores scales. Returns a text with the reason if there is none."""
+    kind, rule = INPUTS[scheme], RULES[scheme]
+    rule = input.scheme if rule.element == input.scheme.element else replace(rule, per_tensor=input.scheme.per_tensor)
+    if not kind.ranged:
+        return kind(scheme=rule)
+    if not isinstance(input, StaticInput) or kind is TimestepInput:
+        return "its ranges are not known beforehand, or not for each noise level"
+    scale, zero_point = float(input.qparams.scale), int(input.qparams.zero_point)
+    extent = Range((input.scheme.qmin - zero_point) * scale, (input.scheme.qmax - zero_point) * scale)
+    qparams = qparams_of(extent, rule, dtype)
+    return "no scale can represent its range" if qparams is None else StaticInput(qparams, scheme=rule)
 
 
 @dataclass
@@ -158,13 +179,13 @@ class LayerGroup:
     """Layers that change their scheme together.
 
     `options`: first the option that all these layers stay float, then an option for each scheme that was measured.
-    `kinds`: for each option, a dict from layer name to the scheme, as a subclass of Input. A layer without an integer
+    `assignments`: for each option, a dict from layer name to the name of its scheme. A layer without an 8-bit
     form is not in the dict and stays float.
     """
 
     names: tuple[str, ...]
     options: tuple[Option, ...]
-    kinds: tuple[Assignment, ...]
+    assignments: tuple[Assignment, ...]
 
 
 def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
@@ -176,34 +197,34 @@ def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
 def measure_groups(
     candidates: Candidates,
     groups: Sequence[tuple[str, ...]],
-    kinds: Sequence[type[Input]],
+    schemes: Sequence[str],
     before: Mapping[str, Cost],
     runs: Runs,
     work: Work,
 ) -> list[LayerGroup]:
     """Runs the pipeline once for each group of layers and each scheme, with all other layers float. Returns the groups
     with the error of the final latents and the cost of the group for each scheme; leaves out a scheme of a group if it
-    gives latents that are not finite. `kinds` are the schemes, `before` has the cost of each layer as float.
+    gives latents that are not finite. `schemes` are their names, `before` has the cost of each layer as float.
     `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """
-    schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
-    results: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
+    schedule = work.ranks.share([(group, scheme) for group in groups for scheme in schemes])
+    results: dict[tuple[tuple[str, ...], str], tuple[Option, Assignment]] = {}
     began = runs.count
-    for group, kind in work.progress("trajectories", schedule, len(schedule)):
-        layers = candidates.layers(dict.fromkeys(group, kind))
+    for group, scheme in work.progress("trajectories", schedule, len(schedule)):
+        layers = candidates.layers(dict.fromkeys(group, scheme))
         error = runs.error(layers) if layers else float("inf")
         if error < float("inf"):
             cost = summed(cost_of(layers.get(name), before[name]) for name in group)
-            results[group, kind] = Option(kind, error, cost), dict.fromkeys(layers, kind)
+            results[group, scheme] = Option(scheme, error, cost), dict.fromkeys(layers, scheme)
     parts = work.ranks.gather((runs.count - began, results))
     runs.count = began + sum(count for count, _ in parts)
     measured = {key: pair for _, part in parts for key, pair in part.items()}
     pairs_by_group: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
     for group in groups:
         pairs_by_group[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
-        pairs_by_group[group] += [measured[group, kind] for kind in kinds if (group, kind) in measured]
+        pairs_by_group[group] += [measured[group, scheme] for scheme in schemes if (group, scheme) in measured]
     return [LayerGroup(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in pairs_by_group.items()]
 
 

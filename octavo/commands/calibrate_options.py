@@ -1,9 +1,9 @@
 """Declares the options of `octavo calibrate` and `octavo calibrate-cnn`, and turns them into the settings of a
 calibration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,6 +26,8 @@ from ..words import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from octavo.calibrate.settings import Settings
@@ -184,26 +186,20 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     says.
     """
     from octavo.calibrate.formats import format_named
-    from octavo.calibrate.formats.export import check_rotation, check_scheme, folding, multiplying, weight_scales_for
-    from octavo.calibrate.settings import RECIPES, Settings
+    from octavo.calibrate.formats.export import (
+        check_rotation,
+        check_scheme,
+        folding,
+        instead_of,
+        mixable,
+        multiplying,
+        weight_scales_for,
+    )
+    from octavo.calibrate.settings import Settings
 
     _refuse_contradictions(options)
-    defaults = family.keep_float
-    if options.quantize_too and defaults is not None:
-        unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
-        if unknown:
-            choices = ", ".join(defaults)
-            fact = f"'{unknown[0]}' names no layers that stay float by default"
-            raise UsageError(f"--quantize: {fact}. Choose one of {choices}.")
-        defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
-    changes = {
-        "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
-        "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
-    }  # fmt: skip
-    recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
-    if "static" not in NAMES[options.element]:
-        recipe.setdefault("activations", next(iter(NAMES[options.element])))
-    formats, scheme = formats_of(options), NAMES[options.element].get(recipe.get("activations", "static"), "")
+    defaults, recipe, formats = _default_floats(options, family), _recipe(options), formats_of(options)
+    scheme = NAMES[options.element].get(recipe.get("activations", "static"), "")
     settings = Settings(
         element=options.element, weight_scales=weight_scales_for(formats, scheme, options.weight_scales),
         clamping=any(format_named(name).clamping for name in formats),
@@ -213,11 +209,41 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         rotation=options.rotation, samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
+    instead = instead_of(formats, settings.element, settings.activations)
+    settings = replace(settings, instead=instead, mixable=mixable(formats))
     check_rotation(formats, settings.rotation)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")
     return settings
+
+
+def _default_floats(options: CalibrateOptions, family: "Family") -> "Mapping[str, str] | None":
+    """Returns the patterns of layers that stay float by default in a pipeline of `family`, with the reason of each, but
+    without those of --quantize; None if the family leaves this to the general rule. Raises UsageError for a pattern of
+    --quantize that is not among them."""
+    defaults = family.keep_float
+    if not options.quantize_too or defaults is None:
+        return defaults
+    unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
+    if unknown:
+        fact = f"'{unknown[0]}' names no layers that stay float by default"
+        raise UsageError(f"--quantize: {fact}. Choose one of {', '.join(defaults)}.")
+    return {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
+
+
+def _recipe(options: CalibrateOptions) -> "dict[str, Any]":
+    """Returns the fields of `Settings` that the recipe --accuracy sets, changed by the options that the user gave."""
+    from octavo.calibrate.settings import RECIPES
+
+    changes = {
+        "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
+        "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
+    }  # fmt: skip
+    recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
+    if "static" not in NAMES[options.element]:
+        recipe.setdefault("activations", next(iter(NAMES[options.element])))
+    return recipe
 
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":

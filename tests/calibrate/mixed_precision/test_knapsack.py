@@ -78,7 +78,7 @@ def test_what_has_no_error_is_quantized_first():
         chosen = choose(candidates, Cost(share * cost_of_choice(candidates, [0] * 12).bytes, FREE))
         for options, index in zip(candidates, chosen, strict=True):
             if any(option.error == 0 for option in options[1:]):
-                assert options[index].kind is not None
+                assert options[index].scheme is not None
                 assert options[index].error == 0
 
 

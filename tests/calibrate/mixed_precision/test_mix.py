@@ -9,13 +9,13 @@ import torch
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.layers.inputs import DynamicInput, StaticInput, scheme_name
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.schemes import DYNAMIC, TIMESTEP
 from octavo.calibrate.mixed_precision.budget import Search
 from octavo.calibrate.mixed_precision.sensitivity import divide_layers
 from octavo.calibrate.plan import make_plan
 from octavo.calibrate.result import Result
-from octavo.calibrate.settings import Settings
+from octavo.calibrate.settings import DEFAULTS, Settings
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.sd3 import SD3
 
@@ -56,11 +56,7 @@ def test_the_limit_is_kept_and_the_report_says_what_was_used(tiny, mixture):
     counts = [row["scheme"] for row in rows if "trajectory_error" in row]
     assert {word: counts.count(word) for word in spent["schemes"]} == spent["schemes"]
     assert counts.count(None) == spent["float"] > 0
-    assert all(
-        set(row["trajectory_error"]) == {scheme_name(kind) for kind in BLOCKS.inputs}
-        for row in rows
-        if "trajectory_error" in row
-    )
+    assert all(set(row["trajectory_error"]) == set(DEFAULTS.mixture) for row in rows if "trajectory_error" in row)
     assert all("budget of 60%,0.9x" in row["reason"] for row in rows if "trajectory_error" in row and not row["scheme"])
 
 
@@ -95,7 +91,7 @@ def test_a_mixture_is_written_and_read_with_the_same_integers(tiny, tmp_path):
 
 
 def test_ranges_by_noise_level_may_be_mixed_too(tiny):
-    mixed = result_of(tiny, "0.8x", Search(inputs=(StaticInput, DynamicInput), runs=4), activations="timestep")
+    mixed = result_of(tiny, "0.8x", Search(schemes=(TIMESTEP, DYNAMIC), runs=4), activations="timestep")
     assert set(mixed.report["budget"]["schemes"]) == {"W8A8_TIMESTEP", "W8A8_DYNAMIC"}
     assert mixed.report["budget"]["time"]["used"] <= 0.8
     assert {layer.scheme for layer in mixed.layers.values()} <= {"W8A8_TIMESTEP", "W8A8_DYNAMIC"}
