@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install test test-all demo demo-int8 check wheel clean
+.PHONY: help install test test-all demo demo-int8 check wheel wheel-test clean
 
 # the text after ## in the line of a target
 help:  ## list the targets
@@ -51,6 +51,9 @@ wheel: install  ## build dist/: the source archive and a wheel with the manylinu
 	$(BIN)/python -m build --outdir build/wheel
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
+
+wheel-test: install  ## build a wheel, install it into an empty environment, and run the demo there
+	.ci/wheel $(BIN)/python
 
 clean:  ## delete .venv, build/, dist/ and demo-out/
 	rm -rf $(VENV) build dist demo-out
