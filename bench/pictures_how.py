@@ -281,7 +281,7 @@ def rooms() -> Drawing:
     """Draws the packages and their order of imports."""
     d = Drawing(
         430, "The packages and their order of imports",
-        "prompts and capture import nothing of Octavo. pipelines and calibrate import capture. octavo imports all. "
+        "capture imports nothing of Octavo. prompts, pipelines and calibrate import capture. octavo imports all. "
         "Inside calibrate there is an order too.",
     )  # fmt: skip
     d.box(20, 24, 640, 44, ["octavo: commands, comparing, page", "what is installed and imported"], "good")
@@ -293,6 +293,7 @@ def rooms() -> Drawing:
         d.arrow([(x, 68), (x, 104)])
     d.arrow([(510, 148), (510, 184)])
     d.arrow([(240, 148), (400, 184)])
+    d.arrow([(320, 206), (360, 206)])
     d.arrow([(30, 68), (30, 84), (10, 84), (10, 206), (20, 206)], dash=True)
     d.text(20, 262, "inside calibrate, from what is imported to what imports", "head")
     rows = (

@@ -21,7 +21,7 @@ from typing import NamedTuple
 TARGET = Path(__file__).parents[1] / "docs" / "pictures" / "demo.svg"
 COLUMNS, ROWS = 84, 24  # characters in a line, lines on the screen
 CHARACTER, LINE, MARGIN = 8.43, 18, 16  # pixels; 14 px monospace is 8.43 px wide
-FIRST, LAST = 6, 5  # lines of a long output that stay at its beginning and its end
+FIRST, LAST = 6, 3  # lines of a long output that stay at its beginning and its end
 STEP, PAUSE, END = 0.12, 1.0, 4.0  # seconds between two lines, after a command is typed, at the end
 COMMANDS = (
     "octavo capture demo captured --limit 8",
@@ -64,13 +64,12 @@ def screen(outputs: dict[str, list[str]]) -> list[Line]:
     lines: list[Line] = []
     for command, output in outputs.items():
         lines += [Line(part, "typed") for part in wrapped(f"$ {command}")]
-        shown = [part for line in output for part in wrapped(line)]
-        if len(shown) > FIRST + LAST + 1:
-            count = len(shown) - FIRST - LAST
-            cut = Line(f"... {count} lines ...", "cut")
-            lines += [*map(Line, shown[:FIRST]), cut, *map(Line, shown[-LAST:])]
-        else:
-            lines += map(Line, shown)
+        count = len(output) - FIRST - LAST
+        first, last = (output[:FIRST], output[-LAST:]) if count > 1 else (output, [])
+        lines += [Line(part) for line in first for part in wrapped(line)]
+        if last:
+            lines.append(Line(f"... {count} lines ...", "cut"))
+        lines += [Line(part) for line in last for part in wrapped(line)]
         lines.append(Line(""))
     return lines
 

@@ -110,8 +110,7 @@ def advice(values: Mapping[str, Any], rates: Mapping[str, float | None], threads
     or 0 where the dtype cannot run; `threads` is the number of threads of torch, `cores` that of the processor.
     """
     if kernels.library() is None and platform.machine() == "x86_64":
-        remedy = "Install Octavo again" if values["compiler"] else "Install a C compiler such as gcc, then Octavo again"
-        yield f"The compiled kernels are missing, so models in integers run more slowly. {remedy}."
+        yield missing_kernels(values["compiler"], os.environ.get("OCTAVO_KERNELS") == "none")
     if threads < cores:
         yield f"torch uses {threads} of {cores} cores. Set OMP_NUM_THREADS to {cores}, unless others need the cores."
     if not values["devices"]:
@@ -124,3 +123,13 @@ def advice(values: Mapping[str, Any], rates: Mapping[str, float | None], threads
     slow, quick = rates.get("bfloat16") or 0.0, rates.get("float32") or 0.0
     if not values["devices"] and slow < quick:
         yield "bfloat16 is slower than float32 on this processor. Use --dtype float32 where the memory allows it."
+
+
+def missing_kernels(compiler: str | None, switched_off: bool) -> str:
+    """Returns the sentence that says how to get the compiled kernels, which are not loaded. `compiler` is what the
+    function of this name returns; `switched_off`: whether the environment variable OCTAVO_KERNELS is "none"."""
+    slow = "so models in integers run more slowly"
+    if switched_off:
+        return f"The compiled kernels are switched off, {slow}. Unset OCTAVO_KERNELS."
+    remedy = "Install Octavo again" if compiler else "Install a C compiler such as gcc, then Octavo again"
+    return f"The compiled kernels are missing, {slow}. {remedy}."

@@ -35,8 +35,6 @@ def after_inspect(path: Path, terminal: Terminal) -> None:
     elif "comfy" in names or path.name == _COMFY:
         file = path / _COMFY if path.is_dir() else path
         terminal.say(f"Next: copy {file} into ComfyUI/models/diffusion_models, and load it with Load Diffusion Model.")
-    elif "sglang" in names:
-        terminal.say(f"Next: sglang generate --model-path PIPELINE --transformer-weights-path {path}")
     elif names:
         terminal.say("Next: load it as docs/formats.md shows for this format.")
 
