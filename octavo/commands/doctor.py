@@ -57,7 +57,7 @@ def _show_extras(terminal: Terminal) -> None:
 def _kernels() -> str:
     library = kernels.library()
     if library is None:
-        return str(kernels.absence())
+        return str(kernels.absence()).replace(str(kernels.LIBRARY), kernels.LIBRARY.name)
     return f"{library.target}, of {', '.join(kernels.targets())}"
 
 

@@ -109,7 +109,8 @@ def advice(values: Mapping[str, Any], rates: Mapping[str, float | None], threads
     `values` is what `facts` returned; `rates` maps dtypes to the measured operations per second of a linear layer, None
     or 0 where the dtype cannot run; `threads` is the number of threads of torch, `cores` that of the processor.
     """
-    if kernels.library() is None and platform.machine() == "x86_64":
+    absence = kernels.absence()
+    if absence is not None and "processor" not in absence:
         yield missing_kernels(values["compiler"], os.environ.get("OCTAVO_KERNELS") == "none")
     if threads < cores:
         yield f"torch uses {threads} of {cores} cores. Set OMP_NUM_THREADS to {cores}, unless others need the cores."
