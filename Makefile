@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install test test-all demo demo-int8 check wheel clean
+.PHONY: help install test test-all demo demo-int8 check wheel wheel-test docs clean
 
 # the text after ## in the line of a target
 help:  ## list the targets
@@ -52,5 +52,15 @@ wheel: install  ## build dist/: the source archive and a wheel with the manylinu
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	mv build/wheel/*.tar.gz dist
 
-clean:  ## delete .venv, build/, dist/ and demo-out/
-	rm -rf $(VENV) build dist demo-out
+wheel-test: install  ## build a wheel, install it into an empty environment, and run the demo there
+	.ci/wheel $(BIN)/python
+
+docs: $(VENV)/docs-installed  ## build the site of docs/ into site/, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+clean:  ## delete .venv, build/, dist/, site/ and demo-out/
+	rm -rf $(VENV) build dist site demo-out

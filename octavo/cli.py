@@ -5,10 +5,10 @@ once.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -22,7 +22,7 @@ from .commands.compare_options import CompareOptions
 from .commands.early import check, check_calibration, need
 from .commands.generate_options import GenerateOptions
 from .declarations import Option, parameters_of
-from .help_pages import Command
+from .help_pages import Command, Grouped
 from .run_options import FILES, PRINTED
 
 
@@ -85,9 +85,15 @@ def error_of_all(ranks: Ranks) -> Iterator[None]:
         raise
 
 
-class Octavo(click.Group):
+class Octavo(Grouped):
     """The `octavo` command. Prepares stdout and stderr, so that printing does not fail if a pipe is closed, a stream is
     missing or an encoding lacks characters."""
+
+    headings: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Quantize": ("capture", "calibrate", "calibrate-cnn", "convert-pth"),
+        "Check and draw": ("inspect", "generate", "compare"),
+        "This machine": ("doctor",),
+    }
 
     def main(self, *args: Any, **options: Any) -> Any:
         from .terminal import prepare_streams
@@ -108,23 +114,54 @@ class Octavo(click.Group):
             return super().invoke(ctx)
 
 
-@click.group(cls=Octavo, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+# what `octavo` prints without a command; at most 78 columns
+FIRST_USE = """\
+Octavo turns the denoiser of a diffusion pipeline into 8-bit integers.
+
+Try it with demo, a small pipeline that comes with Octavo (two minutes):
+
+  octavo capture demo captured --limit 8   run it, record its denoiser's calls
+  octavo calibrate captured w8a8           choose integers, write a checkpoint
+  octavo inspect w8a8                      check it, see what can load it
+  octavo compare demo w8a8                 draw with both: report.html
+
+Then give the directory of your own pipeline in place of demo.
+
+  octavo --help                            all commands
+  octavo calibrate --help                  options of a command, with examples
+  octavo doctor                            what this machine has"""
+
+
+@click.group(
+    cls=Octavo,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="octavo")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Quantize the denoiser of a diffusion pipeline from floating point to 8-bit integers (W8A8).
 
     \b
-    octavo capture demo captured     run the pipeline over prompts and record the calls of its transformer
-    octavo calibrate captured w8a8   replay these calls, quantize the transformer, write a checkpoint
-    octavo inspect w8a8              show and check a capture or a checkpoint, and say which libraries load it
-    octavo generate w8a8 "a red ring" -o ring.png      draw a picture with the float or the quantized model
-    octavo compare demo w8a8         draw with both models; write one page of pictures and numbers
+    First use:
+      octavo capture demo captured --limit 8
+      octavo calibrate captured w8a8
+      octavo inspect w8a8
     """
+    if context.invoked_subcommand is None:
+        from .terminal import parsing
+
+        with parsing():
+            click.echo(FIRST_USE)
 
 
 @main.command(
     cls=Command,
     short_help="Run a pipeline and record the calls of its denoiser.",
+    examples=[
+        "octavo capture demo captured --limit 8",
+        "octavo capture /models/sd3 captured --prompts prompts.txt --dtype bfloat16",
+    ],
     params=[*parameters_of(CaptureOptions), *printing()],
 )
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
@@ -141,6 +178,10 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command(
     cls=Command,
     short_help="Quantize a captured denoiser to 8-bit integers.",
+    examples=[
+        "octavo calibrate captured w8a8",
+        "octavo calibrate captured w8a8 --accuracy balanced --format diffusers",
+    ],
     params=[*configurable(parameters_of(CalibrateOptions)), *printing()],
 )
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
@@ -158,6 +199,7 @@ def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
     name="calibrate-cnn",
     cls=Command,
     short_help="Quantize an image classifier to 8-bit integers.",
+    examples=["octavo calibrate-cnn /models/resnet-50 w8a8 --images pictures/"],
     params=[*configurable(parameters_of(ClassifierOptions, without=NOT_FOR_CLASSIFIERS)), *printing()],
 )
 def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
@@ -172,7 +214,10 @@ def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
 
 
 @main.command(
-    cls=Command, short_help="Show and check a capture, a checkpoint or an ONNX graph.", params=printing(heading="")
+    cls=Command,
+    short_help="Show and check a capture, a checkpoint or an ONNX graph.",
+    examples=["octavo inspect w8a8", "octavo inspect captured"],
+    params=printing(heading=""),
 )
 @click.argument("path", type=click.Path(path_type=Path))
 def inspect(path: Path, as_json: bool, debug: bool) -> None:
@@ -190,6 +235,7 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
 @main.command(
     cls=Command,
     short_help="Draw a picture or a video with a float or a quantized model.",
+    examples=['octavo generate w8a8 "an otter on a skateboard" -o otter.png --seed 3'],
     params=[*parameters_of(GenerateOptions), *printing()],
 )
 def generate(debug: bool, as_json: bool, **options: Any) -> None:
@@ -206,6 +252,7 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command(
     cls=Command,
     short_help="Draw with the float and the quantized model; write a page.",
+    examples=["octavo compare demo w8a8 --limit 8 -o report.html"],
     params=[*parameters_of(CompareOptions), *printing()],
 )
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
@@ -221,11 +268,12 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
 
 @main.command(
     cls=Command,
-    short_help="Show what the processor can do, and which kernels were chosen.",
+    short_help="Show what this machine has, how fast it is, and what would be quicker.",
+    examples=["octavo doctor", "octavo doctor --json"],
     params=printing(heading=""),
 )
 def doctor(as_json: bool, debug: bool) -> None:
-    """Measure this machine's processor; show the rates, and the kernels that models in integers run with."""
+    """Show what this machine has, measure its processor, and say what would make Octavo quicker here."""
     from .terminal import Terminal, errors
 
     with errors(debug):
@@ -238,6 +286,7 @@ def doctor(as_json: bool, debug: bool) -> None:
     name="convert-pth",
     cls=Command,
     short_help="Convert a .pth list of inputs into a capture.",
+    examples=["octavo convert-pth calls.pth captured"],
     params=[debugging(heading="")],
 )
 @click.argument("file", type=click.Path(path_type=Path))
@@ -251,4 +300,8 @@ def convert_pth(file: Path, capture: Path, debug: bool) -> None:
         from octavo.capture.pth.pth import convert_pth as convert
 
         convert(file, capture)
-        Terminal().say(f"{capture}: written.")
+        from .commands.next_command import after_capture
+
+        terminal = Terminal()
+        terminal.say(f"{capture}: written.")
+        after_capture(capture, terminal, "--model", "MODEL")

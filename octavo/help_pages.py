@@ -1,7 +1,8 @@
 """Gives a command two pages of help: --help lists the options that people need first, --help-all lists all options
-under headings."""
+under headings. Both end with examples. Groups the commands in the help of `octavo`."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import click
 
@@ -19,10 +20,12 @@ def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> 
 
 class Command(click.Command):
     """A command with two pages of help, --help and --help-all. An option with a `heading` is only on the long page,
-    --help-all, under this heading. A command without such options has no --help-all."""
+    --help-all, under this heading. A command without such options has no --help-all. `examples` are command lines that
+    both pages show at the end."""
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
+        self.examples = tuple(examples)
         options = [item for item in self.params if isinstance(item, click.Option) and not item.hidden]
         if any(getattr(option, "heading", "") for option in options):
             count = len(options) + 2  # and --help and --help-all
@@ -49,3 +52,34 @@ class Command(click.Command):
             if not heading or ctx.meta.get(_ALL):
                 with formatter.section(heading or "Options"):
                     formatter.write_dl(records, col_max=_NAMES_WIDE if formatter.width >= _WIDE else _NAMES)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the examples, each on a line of its own."""
+        write_lines(formatter, "Examples", self.examples)
+
+
+def write_lines(formatter: click.HelpFormatter, heading: str, lines: Sequence[str]) -> None:
+    """Writes `lines` as they are, without wrapping them, under `heading`. Writes nothing if there are none."""
+    if lines:
+        with formatter.section(heading):
+            for line in lines:
+                formatter.write(f"{' ' * formatter.current_indent}{line}\n")
+
+
+class Grouped(click.Group):
+    """A group whose help lists its commands under headings. `headings` maps a heading to the names of its commands;
+    every command has to have a heading."""
+
+    headings: ClassVar[Mapping[str, Sequence[str]]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Returns the names of the commands in the order of `headings`."""
+        return [name for names in self.headings.values() for name in names]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the commands with their short help, under the headings."""
+        width = max(map(len, self.commands))
+        for heading, names in self.headings.items():
+            with formatter.section(heading):
+                rows = [(name.ljust(width), self.commands[name].get_short_help_str(limit=90)) for name in names]
+                formatter.write_dl(rows)

@@ -1,6 +1,7 @@
 """Formats tables as text: as a grid if every row fits into the width of the terminal, otherwise as a list of rows."""
 
 from textwrap import wrap
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -11,17 +12,32 @@ _FRAME = 3  # characters that a column adds to the width of a row: a line and tw
 
 
 def grid_text(title: str, columns: list[str], rows: list[list[str]], console: Console) -> str:
-    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right and do not
-    wrap."""
+    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right. A cell
+    wraps between words only, if `list_text` returns None for this table and this width; numbers do not wrap."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-        number = _numbers(cells)
-        table.add_column(Text(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    cells_of = list(zip(*rows, strict=True))
+    for column, cells, width in zip(columns, cells_of, _widths(columns, cells_of, console.width), strict=False):
+        justify: Literal["left", "right"] = "right" if _numbers(cells) else "left"
+        table.add_column(Text(column), justify=justify, overflow="fold", width=width)
     for row in rows:
         table.add_row(*map(Text, row))
     with console.capture() as output:
         console.print(table)
     return output.get().rstrip("\n")
+
+
+def _widths(columns: list[str], cells_of: list[tuple[str, ...]], width: int) -> list[int]:
+    """Returns the width of each column of a grid of `width` characters. Each gets its least width. What is left is
+    divided evenly among the columns that need more, but none gets more than its longest cell."""
+    pairs = list(zip(columns, cells_of, strict=False))
+    widths = [_least_width(column, cells) for column, cells in pairs]
+    needs = [max(map(cell_len, (column, *cells))) - least for (column, cells), least in zip(pairs, widths, strict=True)]
+    left = max(0, width - 1 - sum(_FRAME + least for least in widths))
+    for count, index in enumerate(sorted(range(len(needs)), key=needs.__getitem__)):
+        more = min(needs[index], left // (len(needs) - count))
+        widths[index] += more
+        left -= more
+    return widths
 
 
 def list_text(title: str, columns: list[str], rows: list[list[str]], width: int) -> str | None:
@@ -30,17 +46,20 @@ def list_text(title: str, columns: list[str], rows: list[list[str]], width: int)
 
     Returns None if a grid of `width` characters can show the table without breaking a word or a number.
     """
-    needed = 1
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-        parts = cells if _numbers(cells) else [word for cell in cells for word in cell.split()]
-        needed += _FRAME + max(map(cell_len, [*column.split(), *parts]))
-    if needed <= width:
+    cells_of = zip(columns, zip(*rows, strict=True), strict=False)
+    if 1 + sum(_FRAME + _least_width(column, cells) for column, cells in cells_of) <= width:
         return None
     lines = [title]
     for first, *others in rows:
         named = [f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=False) if cell]
         lines += _wrapped([first], width, "  ") + _wrapped(named, width, "    ")
     return "\n".join(lines)
+
+
+def _least_width(column: str, cells: tuple[str, ...]) -> int:
+    """Returns the least width of a column in which no word of its heading and its `cells` is broken, and no number."""
+    parts = cells if _numbers(cells) else [word for cell in cells for word in cell.split()]
+    return max(map(cell_len, [*column.split(), *parts]), default=0)
 
 
 def _numbers(cells: tuple[str, ...]) -> bool:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -207,6 +208,11 @@ class Terminal:
         """Prints a line for people; nothing with --json."""
         if not (self.as_json or self.quiet):
             show(text)
+
+    def next(self, *words: object) -> None:
+        """Prints which command of Octavo to type next, for people; nothing with --json. `words` are its arguments,
+        which are quoted for a shell where needed."""
+        self.say(f"Next: {shlex.join(['octavo', *map(str, words)])}")
 
     def warn(self, text: str, own: bool = False) -> None:
         """Prints a warning on stderr, with and without --json. `own`: print it in every process, even a quiet one."""

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from octavo.cli import main
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-TEXTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + PAGES
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+TEXTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")] + PAGES
 COMMANDS = dict(main.commands)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 CELL = re.compile(r"(?<!\\)\|")  # separates the cells of a table; \| is a bar inside a cell
@@ -58,7 +59,7 @@ def options_of(command: click.Command) -> list[str]:
     return [name for option in options for name in [*option.opts, *option.secondary_opts]]
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_relative_links_and_anchors_resolve(path):
     for link in LINK.findall(prose(path)):
         if re.match(r"[a-z]+:", link):
@@ -73,7 +74,7 @@ def test_the_readme_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_page_starts_with_what_the_reader_wants(path):
     title, blank, first = path.read_text().splitlines()[:3]
     assert title.startswith("# ")
@@ -86,7 +87,7 @@ def test_the_tables_of_options_list_each_option_of_a_command_once(name):
     assert sorted(documented()[name]) == sorted(options_of(COMMANDS[name]))
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_a_text_have_these_options(path):
     text = path.read_text().replace("\\\n", " ")
     blocks = [line for line in text.splitlines() if line.startswith("    ")]
@@ -105,9 +106,35 @@ def test_the_glossary_is_sorted_and_each_entry_is_linked():
     assert anchors(glossary) - {"glossary"} == linked
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_that_a_text_names_exist(path):
     for name in re.findall(r"`((?:bench|calibrate|capture|docs|octavo|pipelines|prompts|tests)/[\w./]+)`", prose(path)):
         assert (ROOT / name).exists(), name
     for module in re.findall(r"python -m (bench\.\w+)", path.read_text()):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_messages_in_troubleshooting_stand_in_the_code():
+    folders = ("octavo/commands", "octavo", "capture", "calibrate", "pipelines", "prompts")
+    code = "\n".join(path.read_text() for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)  # a message may continue in the next line
+    messages = [
+        message
+        for header, *rows in tables(ROOT / "docs" / "troubleshooting.md")
+        for row in rows
+        if header[0] == "message has"
+        for message in re.findall(r"`([^`]*)`", row[0])
+    ]
+    assert len(messages) > 20
+    assert [message for message in messages if message not in code] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "pictures").glob("*.svg")), ids=lambda path: path.name)
+def test_a_picture_is_well_formed_and_loads_nothing(path):
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|@import|<script|<image|href=", text)
+    if path.name not in ("favicon.svg", "demo.svg"):  # the first is an icon, the second is dark in any case
+        assert root.find("{http://www.w3.org/2000/svg}desc") is not None
+        assert "prefers-color-scheme: dark" in text

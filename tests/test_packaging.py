@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from octavo import __version__
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import torch
@@ -123,4 +125,4 @@ def test_names_of_a_users_modules_do_not_matter(installed, crowded):
 @pytest.mark.parametrize("start", [("-m", "octavo"), ("-m", "torch.distributed.run", "-m", "octavo")])
 def test_commands_start_in_such_a_folder(installed, crowded, start):
     shown = run(installed, *start, "--version", cwd=crowded, PYTHONPATH=sysconfig.get_path("purelib"))
-    assert shown == "octavo, version 0.1.0"
+    assert shown == f"octavo, version {__version__}"

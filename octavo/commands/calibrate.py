@@ -50,10 +50,12 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
     if len(names) == 1:
         result = _calibrate(capture, names[0], options, terminal, ranks)
         ranks.wait()
-        return show(result, options, terminal, time.monotonic() - began, ranks)
+        show(result, options, terminal, time.monotonic() - began, ranks)
+        return terminal.next("inspect", options.out)
     calibrate_one = partial(_calibrate, capture, terminal=terminal, ranks=ranks)
     calibrate_all(capture, names, options, calibrate_one, terminal, ranks)
     terminal.say(f"{options.out}: holds {', '.join(names)}. octavo generate {options.out} uses all of them.")
+    terminal.next("inspect", options.out)
 
 
 def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:

@@ -63,6 +63,7 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
     )
     write(result, model, options)
     show(result, options, terminal, time.monotonic() - began)
+    terminal.next("inspect", options.out)
 
 
 def _check(options: CalibrateOptions) -> None:

@@ -25,6 +25,7 @@ from octavo.prompts import read_prompts
 from ..terminal import Terminal, count_of, size
 from .capture_job import Job
 from .capture_options import CaptureOptions
+from .next_command import after_capture
 
 
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
@@ -116,3 +117,4 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     if tally.failed:
         failed = count_of(len(tally.failed), "prompt")
         raise OctavoError(f"{options.capture}: {failed} failed. Run again with --resume.")
+    after_capture(options.capture, terminal)

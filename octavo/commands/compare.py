@@ -57,6 +57,7 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
     write_bytes(options.output, data, Modes(options.group_readable).manifest)
     _show(content, options, terminal, time.monotonic() - began)
+    terminal.say(f"Next: open {options.output} in a browser.")
     missed = [gate for gate in content["gates"] if not gate["passed"]]
     if missed:
         words = "; ".join(f"{g['name']} is {decibels(g['value'])}, below {decibels(g['bar'])}" for g in missed)

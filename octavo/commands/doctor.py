@@ -1,4 +1,5 @@
-"""Runs `octavo doctor`: shows how fast this machine's processor was measured to be, and which kernels Octavo chose."""
+"""Runs `octavo doctor`: shows what this machine has, how fast its processor was measured to be, which kernels Octavo
+chose, and what would be quicker."""
 
 import math
 import os
@@ -15,12 +16,13 @@ from octavo.calibrate.runtime.rates import rates
 
 from ..comparing.machine import instruction_sets, processor
 from ..terminal import Terminal
+from .machine_facts import EXTRAS, advice, extras, facts, text_of
 
 
 def run(terminal: Terminal) -> None:
-    """Runs `octavo doctor`: prints the measured rates and the chosen kernels on `terminal`."""
-    sets = instruction_sets()
-    facts: dict[str, Any] = {
+    """Runs `octavo doctor`: prints the facts, the measured rates, the chosen kernels and advice on `terminal`."""
+    sets, found = instruction_sets(), facts()
+    processor_facts: dict[str, Any] = {
         "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -28,17 +30,34 @@ def run(terminal: Terminal) -> None:
         "compiled kernels": _kernels(),
         "integer layers": _integer_layers(),
     }
-    terminal.table("This machine", ["fact", "value"], [[name, str(value)] for name, value in facts.items()])
-    terminal.event("machine", **facts)
-    _show_rates(terminal)
+    rows = [[name, str(value)] for name, value in (text_of(found) | processor_facts).items()]
+    terminal.table("This machine", ["fact", "value"], rows)
+    terminal.event("machine", **found, **processor_facts)
+    _show_extras(terminal)
+    measured = _show_rates(terminal)
     _show_attention(terminal)
     _show_float_layers(terminal)
+    sentences = list(advice(found, measured, torch.get_num_threads(), os.cpu_count() or 1))
+    for sentence in sentences:
+        terminal.say(sentence)
+    terminal.event("advice", sentences=sentences)
+    terminal.next("capture", "demo", "captured", "--limit", "8")
+
+
+def _show_extras(terminal: Terminal) -> None:
+    installed = extras()
+    rows = [
+        [name, EXTRAS[name][0], "installed" if there else f"pip install 'octavo[{name}]'"]
+        for name, there in installed.items()
+    ]
+    terminal.table("Extras", ["extra", "for", "state"], rows)
+    terminal.event("extras", **installed)
 
 
 def _kernels() -> str:
     library = kernels.library()
     if library is None:
-        return str(kernels.absence())
+        return str(kernels.absence()).replace(str(kernels.LIBRARY), kernels.LIBRARY.name)
     return f"{library.target}, of {', '.join(kernels.targets())}"
 
 
@@ -50,7 +69,8 @@ def _integer_layers() -> str:
     return "the exact reference, slowly: the processor has no VNNI, and Octavo no compiled kernels"
 
 
-def _show_rates(terminal: Terminal) -> None:
+def _show_rates(terminal: Terminal) -> Mapping[str, float | None]:
+    """Prints the measured operations per second of a linear layer in each dtype, and returns them."""
     measured = rates()
     terminal.table(
         "Linear layers",
@@ -59,6 +79,7 @@ def _show_rates(terminal: Terminal) -> None:
     )
     rounded: dict[str, Any] = {name: round(rate) for name, rate in measured.items()}
     terminal.event("rates", **rounded)
+    return measured
 
 
 def _unit(dtype: str) -> str:

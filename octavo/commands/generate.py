@@ -19,6 +19,7 @@ from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_
 from ..checkpoints import check_files, open_pipeline
 from ..terminal import Terminal, size
 from .generate_options import GenerateOptions
+from .next_command import after_generate
 from .save_output import Target, check_count, save, target_of
 
 
@@ -57,6 +58,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
         "done", out=str(options.out), made=words, steps=steps, seconds=round(seconds, 3), seed=options.seed,
         peak_memory=peak_memory(),
     )  # fmt: skip
+    after_generate(options.model, terminal)
 
 
 def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:

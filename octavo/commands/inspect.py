@@ -8,6 +8,7 @@ from octavo.pipelines.files import model_directory
 
 from ..terminal import Terminal
 from .inspect_capture import inspect_capture
+from .next_command import after_capture, after_inspect
 
 
 def run(path: Path, terminal: Terminal) -> None:
@@ -18,9 +19,11 @@ def run(path: Path, terminal: Terminal) -> None:
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
+        after_capture(path, terminal)
     elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx")) or _checkpoints_in(path)):
         if not _inspect_directory(path, terminal):
             sys.exit(3)
+        after_inspect(path, terminal)
     elif path.suffix == ".onnx" and path.exists():
         from .inspect_onnx import inspect_onnx
 
@@ -31,6 +34,7 @@ def run(path: Path, terminal: Terminal) -> None:
 
         if not inspect_file(path, terminal):
             sys.exit(3)
+        after_inspect(path, terminal)
     elif path.exists():
         raise FileError(f"{path}: is neither a capture nor a checkpoint. Give a directory that Octavo wrote.")
     else:

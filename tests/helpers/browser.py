@@ -49,15 +49,15 @@ class Page:
             data += byte
         return json.loads(data)
 
-    def open(self, file: Path, width: int = 1200, dark: bool = False) -> None:
-        """Loads a file and waits for its load event. Earlier events are dropped."""
+    def open(self, file: Path | str, width: int = 1200, dark: bool = False) -> None:
+        """Loads a file, or an address, and waits for its load event. Earlier events are dropped."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
         )
         self.events = []
-        self.call("Page.navigate", url=file.resolve().as_uri())
+        self.call("Page.navigate", url=file if isinstance(file, str) else file.resolve().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 

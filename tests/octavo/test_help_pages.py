@@ -1,6 +1,7 @@
 """Checks that --help fits a screen, that --help-all lists every option, and that help imports no torch."""
 
 import re
+import shlex
 import subprocess
 import sys
 
@@ -8,8 +9,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from octavo.cli import main
+from octavo.cli import Octavo, main
 from octavo.declarations import Option
+from octavo.help_pages import Command
 
 COMMANDS = dict(main.commands)
 LONG = [name for name, command in COMMANDS.items() if any(getattr(item, "heading", "") for item in command.params)]
@@ -87,3 +89,33 @@ def test_help_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_octavo_alone_shows_commands_of_a_first_use_that_exist():
+    lines = shown()
+    assert max(map(len, lines)) <= 78
+    words = [line.split() for line in lines if line.startswith("  octavo ")]
+    named = [name for _, name, *_ in words if not name.startswith("-")]
+    assert named == ["capture", "calibrate", "inspect", "compare", "calibrate", "doctor"]
+    assert set(named) <= set(COMMANDS)
+
+
+def test_the_help_of_octavo_has_each_command_once_under_a_heading():
+    assert sorted(name for names in Octavo.headings.values() for name in names) == sorted(COMMANDS)
+    lines = shown("--help")
+    assert all(f"{heading}:" in lines for heading in Octavo.headings)
+    assert [line.split()[0] for line in lines if line.split() and line.split()[0] in COMMANDS] == main.list_commands(
+        click.Context(main)
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_of_a_command_can_be_parsed(name):
+    command = COMMANDS[name]
+    assert isinstance(command, Command)
+    assert command.examples
+    for example in command.examples:
+        program, first, *words = shlex.split(example)
+        assert (program, first) == ("octavo", name)
+        command.make_context(name, words, parent=click.Context(main, **main.context_settings))
+        assert f"  {example}" in shown(name, "--help")

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -12,16 +13,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
 from octavo.capture.errors import OctavoError
 from octavo.capture.progress import Reports
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter
 from octavo.cli import main
+from octavo.tables import grid_text, list_text
 from octavo.terminal import Interrupted, Terminal, errors, interruptible, prepare_streams, printable
 
 from ..helpers.commands import capture
-from ..helpers.examples import some_of
+from ..helpers.examples import examples, some_of
 from ..helpers.faults import counting, fast_path, in_child
 from ..helpers.ranked import printing
 from ..helpers.refusals import refused
@@ -165,6 +170,7 @@ def test_words_from_files_are_escaped_in_every_kind_of_line(capsys: pytest.Captu
     )
 
 
+CELLS = ["bfloat16", "few rows of a layer", "-", "0.5", "-12.25", "transformer_blocks.3.attn.to_q", ""]
 WORST = ["layer", "SQNR", "range", "scale", "zero point"]
 LAYERS = [
     [f"transformer_blocks.{index}.attn.add_k_proj", "36.1 dB", "-6.57 .. 6.89", "0.0528", "-4"] for index in range(2)
@@ -196,6 +202,21 @@ def test_sentences_of_a_table_wrap_between_words(
     assert max(map(len, output.splitlines())) <= 60
     assert all(word in output.split() for word in f"{names} {why}".split())
     assert "┃" in output
+
+
+@examples(1000)
+@given(
+    columns=st.integers(30, 120),
+    rows=st.lists(st.lists(st.sampled_from(CELLS), min_size=4, max_size=4), min_size=1, max_size=4),
+)
+def test_a_grid_fits_its_width_and_breaks_no_word(columns: int, rows: list[list[str]]) -> None:
+    names = ["layer", "time in float32", "choice", "zero point"]
+    if list_text("", names, rows, columns) is not None:
+        return
+    text = grid_text("", names, rows, Console(width=columns, color_system=None))
+    assert max(map(len, text.splitlines())) <= columns
+    shown = set(re.split(r"[\s│┃]+", text))
+    assert {word for cells in [names, *rows] for cell in cells for word in cell.split()} <= shown
 
 
 def test_a_json_line_gives_back_what_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
