@@ -3,7 +3,8 @@
 FP8 codes have three bits of mantissa, so a layer whose values they can hold keeps an SQNR of about 30 dB. But codes
 below 2**-6 lose these bits, and those below 2**-10 become zero. If the largest value of an input is far above all
 others, and all share one scale, the others fall there. A layer is lost if its relative squared error on held-out calls
-is above LOST. It then gets the scheme, of those that are allowed, with the smallest error, or stays float.
+is above LOST, or if the median of the errors of single rows is: one large token then hides that the others became zero.
+It then gets the scheme, of those that are allowed, with the smallest error, or stays float.
 """
 
 import math
@@ -20,7 +21,7 @@ from .layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from .observers.survey import Survey
 from .plan import FloatLayer, Plan, layer_at
 from .replay.work import Work
-from .rounding.judge import error_of
+from .rounding.judge import error_of, median_error_of
 from .settings import Instead, Settings
 
 LOST = 0.01  # relative squared error of a lost layer: 20 dB, a third of what FP8 codes leave where they fit
@@ -29,7 +30,8 @@ LOST = 0.01  # relative squared error of a lost layer: 20 dB, a third of what FP
 class Guarded(NamedTuple):
     """What the guard did about a lost layer.
 
-    `error` is the relative squared error of the layer's output on held-out rows, in the scheme of the calibration;
+    `error` is the relative squared error of the layer's output on held-out rows, in the scheme of the calibration, or
+    its median over single rows if that is larger;
     `scheme` and `rotation` (channels in a group; 0: none) are what the layer got instead, with the error `left`. None
     and infinity: the layer stays float.
     """
@@ -93,7 +95,8 @@ def _for_group(
     """Returns the new choices of the layers `names`, and a row for each; both empty if none of them is lost."""
 
     def error(name: str, choice: Choice) -> float:
-        return error_of(layer_at(model, name), choice, surveys[name].judge_sample)
+        module, rows = layer_at(model, name), surveys[name].judge_sample
+        return max(error_of(module, choice, rows), median_error_of(module, choice, rows))
 
     before = {name: error(name, choices[name]) for name in names}
     if max(before.values()) <= LOST:

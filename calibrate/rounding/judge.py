@@ -23,7 +23,6 @@ class JudgedRows(Protocol):
     def levels(self) -> Tensor | None: ...
 
 
-@torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory
 def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
     """Returns the relative squared error of the integer layer that `choice` makes of the float layer `module`, on the
     rows `inputs`: the squared error of its output, divided by the sum of squares of the float output. Returns infinity
@@ -31,9 +30,30 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
 
     A convolution's rows are patches of its input (patches.py).
     """
+    rows = row_errors(module, choice, inputs)
+    if rows is None:
+        return float("inf")
+    signal, noise = (float(column.sum()) for column in rows)
+    return noise / signal if signal else noise
+
+
+def median_error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
+    """Returns the median, over the rows `inputs`, of the relative squared error of the layer's output for a row; see
+    `error_of`. A few rows with large values do not hide the error of the others."""
+    rows = row_errors(module, choice, inputs)
+    if rows is None:
+        return float("inf")
+    signal, noise = rows
+    return float((noise / torch.where(signal > 0, signal, 1.0)).median()) if len(signal) else 0.0
+
+
+@torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory
+def row_errors(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> tuple[Tensor, Tensor] | None:
+    """Returns, for each row of `inputs`, the sum of squares of the float output and the squared error of the output of
+    the layer that `choice` makes of `module`: two float64 tensors (rows,). Returns None if `choice` gives no layer."""
     layer = layer_of(module, choice)
     if isinstance(layer, str):
-        return float("inf")
+        return None
     x = inputs.rows
     if isinstance(layer, QuantizedConv2d):
         layer, x = on_patches(layer), x.view(-1, layer.in_channels, *layer.kernel_size)
@@ -41,9 +61,8 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
     else:
         exact = F.linear(x, module.weight, module.bias).to(torch.float64)
     layer.noise_level = NoiseLevel.of(inputs.levels)
-    signal = float(exact.square().sum())
-    noise = float((layer(x).to(torch.float64) - exact).square().sum())
-    return noise / signal if signal else noise
+    noise = (layer(x).to(torch.float64) - exact).square_()
+    return exact.square_().flatten(1).sum(1), noise.flatten(1).sum(1)
 
 
 def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
