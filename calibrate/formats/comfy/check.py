@@ -222,9 +222,9 @@ def _for_sglang(content: Content) -> Verdict:
 def _for_cpp(content: Content) -> Verdict:
     """Returns the verdict on whether stable-diffusion.cpp loads the file. The verdict is negative if an int8 layer has
     no tensor `comfy_quant`, from which stable-diffusion.cpp reads the layer's marker, and if there are layers in FP8 or
-    MXFP8, which its documentation does not mention with markers."""
+    MXFP8, which its documentation does not list."""
     if word := next((word for kind, word in _WORDS.items() if kind != INT8 and content.of(kind)), None):
-        return Verdict(CPP, "layers", False, f"its documentation does not mention {word} files of ComfyUI")
+        return Verdict(CPP, "layers", False, f"its documentation does not list {word} files of ComfyUI")
     for name in content.integer_weights:
         if name not in content.markers:
             return Verdict(CPP, "layers", False, f"{name} has no tensor comfy_quant, which stable-diffusion.cpp reads")
