@@ -57,7 +57,10 @@ def alike(
 
 
 def fp8_layers(
-    module: nn.Module, scheme: str, groups: Sequence[Sequence[str]] = (), input_scale: float = INPUT_SCALE,
+    module: nn.Module,
+    scheme: str,
+    groups: Sequence[Sequence[str]] = (),
+    input_scale: float = INPUT_SCALE,
     keep: Sequence[str] = (),
 ) -> dict[str, QuantizedLinear]:
     """Returns layers of this `scheme` for the linear layers of `module`, by name, except for those with one of the

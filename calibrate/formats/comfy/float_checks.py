@@ -8,9 +8,10 @@ import numpy as np
 from octavo.capture.arrays import Array, read_array
 from octavo.capture.store.headers import Stored
 
+from ...layers.schemes import BLOCK
 from .structure import FP8, FULL_PRECISION, MXFP8, OLD_NAMES, Content
 
-BLOCK, _ROWS, _TILE = 32, 32, (128, 4)  # channels of a scale; rows that weights are filled up to; scales of a tile
+_TILE = (128, 4)  # rows and blocks of a tile of scales
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _E8M0 = ("uint8", "float8_e8m0fnu")  # dtypes in which ComfyUI reads exponents of powers of two
 _SIGMAS = 12.0  # standard deviations between two sums of squares that chance does not explain
@@ -67,8 +68,8 @@ def _blocks(content: Content, name: str, weight: Stored, scale: Stored) -> Itera
     """Yields the fault of the scales of an MXFP8 layer, or of the shape of its weight."""
     rows, width = weight.shape
     shape = _filled(rows, width)
-    if rows % _ROWS or width % BLOCK:
-        yield f"{name}.weight has shape {[rows, width]}, which ComfyUI fills up to multiples of {_ROWS}, and refuses"
+    if width % BLOCK:
+        yield f"{name}.weight has {width} columns, not a multiple of {BLOCK}; ComfyUI refuses it"
     elif scale.dtype not in _E8M0:
         yield f"{name}.weight_scale is {scale.dtype}, not uint8 or float8_e8m0fnu"
     elif scale.shape == (rows, width // BLOCK) != shape:

@@ -64,6 +64,7 @@ FORMATS = (
         schemes=(DYNAMIC, FP8_STATIC, MXFP8_DYNAMIC),
         whole=(FP8_STATIC,),
         transforms=("Rotate",),
+        plain=(FP8_STATIC, MXFP8_DYNAMIC),
         consumer=COMFYUI,
         find=find,
         check=check,

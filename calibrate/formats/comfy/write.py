@@ -117,10 +117,6 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
         if layer.integer:
             return f"is {layer.scheme}, but ComfyUI's int8 has a range for each token. Use --activations dynamic."
         return f"is {layer.scheme}, but ComfyUI's FP8 has one range for all inputs. Use --activations static."
-    if layer.scheme == DYNAMIC:
-        return None
-    if layer.transform is not None:
-        return f"has rotated inputs, but ComfyUI does not rotate the inputs of {layer.scheme}. Use --rotation off."
     if layer.scheme == FP8_STATIC and not _one_scale([layer]):
         return "has a scale for each output, but ComfyUI takes one for a weight in FP8. Use --weight-scales tensor."
     return None

@@ -15,6 +15,7 @@ from ..diffusers.directory import Model
 from ..verdict import TORCHAO, Verdict
 
 WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
+ZEROS = "tokens of zeros"  # subject of a verdict
 _FLOAT8 = "Float8Tensor"
 NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 
@@ -54,6 +55,19 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
     if floats:
         faults = [fault for owner, kind in floats.items() for fault in _faults(model, owner, kind)]
         yield Verdict(TORCHAO, "FP8", not faults, faults[0] if faults else "codes and scales are as torchao needs them")
+        yield _zeros(floats)
+
+
+def _zeros(kinds: Mapping[str, dict[str, Any]]) -> Verdict:
+    """Returns the verdict on whether tokens of zeros have finite outputs. torchao divides a token by its largest value,
+    unless `hp_value_lb` says which value is at least taken. `kinds` has the description of each FP8 weight."""
+    for owner, kind in kinds.items():
+        data = kind.get("_data")
+        inputs = data.get("act_quant_kwargs") if isinstance(data, dict) else None
+        if isinstance(inputs, dict) and not (inputs.get("_data") or {}).get("hp_value_lb"):
+            fact = f"{owner}.weight has no hp_value_lb: a token of zeros becomes NaN, unless a kernel of mslk quantizes"
+            return Verdict(TORCHAO, ZEROS, False, fact)
+    return Verdict(TORCHAO, ZEROS, True, "tokens of zeros stay zeros")
 
 
 def _faults(model: Model, owner: str, kind: Mapping[str, Any]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ..diffusers.directory import MODEL_FILES, Model, find_method
 from ..native import not_linear
 from ..record import Deployment, Description, Format
 from ..verdict import TORCHAO
-from .check import WEIGHT, check
+from .check import WEIGHT, ZEROS, check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,10 +54,12 @@ FORMATS = (
         files=MODEL_FILES,
         writer=write,
         transforms=("Multiply",),
+        plain=(FP8_DYNAMIC, FP8_WEIGHT_ONLY),
         schemes=(STATIC, DYNAMIC, WEIGHT_ONLY, FP8_DYNAMIC, FP8_WEIGHT_ONLY),
         consumer=TORCHAO,
         find=partial(find_method, method="torchao", folder="torchao"),
         check=check,
+        optional=frozenset({ZEROS}),
         describe=describe,
         kept_float=not_linear,
         folds=True,

@@ -125,8 +125,6 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
         return "is a convolution, which torchao does not quantize. Keep the layer float."
     if layer.input_type.by_level:
         return "has a range for each noise level, which torchao does not support. Use --activations static or dynamic."
-    if not layer.integer and layer.transform is not None:
-        return "has an input that is multiplied for smoothing, which torchao's FP8 cannot do. Use --no-smoothing."
     if layer.calibrated and not rank:
         return "has inputs whose number of axes is unknown or changes, not fixed. Use --activations dynamic."
     if layer.made_bias or (layer.bias is None and has_bias_correction(layer)):
