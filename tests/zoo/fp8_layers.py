@@ -65,7 +65,7 @@ def fp8_layers(
 ) -> dict[str, QuantizedLinear]:
     """Returns layers of this `scheme` for the linear layers of `module`, by name, except for those with one of the
     words `keep` in their name, and for MXFP8 those whose inputs are not a multiple of 32 channels. The layers of each
-    of `groups` have one weight scale."""  # fmt: skip
+    of `groups` have one weight scale, and are left out if one of them is."""  # fmt: skip
     linears = {
         name: layer
         for name, layer in module.named_modules()
@@ -73,8 +73,12 @@ def fp8_layers(
         and not any(word in name for word in keep)
         and not ("MXFP8" in scheme and layer.in_features % 32)
     }
-    layers: dict[str, QuantizedLinear] = {}
-    for group in [*groups, *([name] for name in linears)]:
-        if linears.keys() >= set(group) and not layers.keys() >= set(group):
-            layers |= zip(group, alike([linears[name] for name in group], scheme, input_scale), strict=True)
-    return {name: layers[name] for name in linears}
+    parted = {name for group in groups if not linears.keys() >= set(group) for name in group}
+    joined = [group for group in groups if linears.keys() >= set(group)]
+    single = [[name] for name in linears if not any(name in group for group in groups)]
+    layers = {
+        name: layer
+        for group in (*joined, *single)
+        for name, layer in zip(group, alike([linears[name] for name in group], scheme, input_scale), strict=True)
+    }
+    return {name: layers[name] for name in linears if name not in parted}

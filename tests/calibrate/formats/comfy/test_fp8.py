@@ -1,4 +1,4 @@
-"""The format comfy in FP8 and MXFP8: what is written, what ComfyUI computes from it, and what `octavo inspect` finds."""
+"""The format comfy in FP8 and MXFP8: what is written, what ComfyUI computes from it, what `octavo inspect` finds."""
 
 import json
 import logging
@@ -54,12 +54,9 @@ def failed(path: Path) -> list[str]:
     return [f"{v.subject}: {v.fact}" for v in check(path) if not v.ok and v.consumer == "ComfyUI"]
 
 
-def layers_of(module: nn.Module, scheme: str) -> dict[str, QuantizedLayer]:
-    """Returns layers of this `scheme` for `module`. Layers that ComfyUI joins have one weight scale, and a joined layer
-    of which not all parts can be MXFP8 is left out."""
-    layers = fp8_layers(module, scheme, together(module))
-    parted = {name for group in together(module) if not layers.keys() >= set(group) for name in group}
-    return {name: layer for name, layer in layers.items() if name not in parted}
+def layers_of(module: nn.Module, scheme: str) -> Mapping[str, QuantizedLayer]:
+    """Returns layers of this `scheme` for `module`; those that ComfyUI joins have one weight scale."""
+    return fp8_layers(module, scheme, together(module))
 
 
 @pytest.mark.parametrize("name", MODELS)
