@@ -76,7 +76,9 @@ def _all_models() -> list[Any]:
     return [getattr(supported, name) for name in max(lists, key=len)]
 
 
-def _loaded(file: str, overrides: dict[str, Any], emulated: list[str] | None) -> nn.Module:
+def _loaded(
+    file: str, overrides: dict[str, Any], emulated: list[str] | None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """Loads the file as ComfyUI does: it reads the file and its markers, finds the model and its sizes, makes the
     model with layers for mixed precision, and loads the tensors. Returns the model. The class that ComfyUI's
     model_base makes is imported by name here, so that a fork without model_base's imports can be used too."""
@@ -93,9 +95,9 @@ def _loaded(file: str, overrides: dict[str, Any], emulated: list[str] | None) ->
     module, name = CLASSES[sizes.get("image_model", "auraflow" if "n_double_layers" in sizes else "mmdit")]
     operations = comfy.ops.pick_operations(None, torch.float32, load_device=torch.device("cpu"), model_config=config)
     if emulated is not None:
-        operations = comfy.ops.mixed_precision_ops(config.quant_config, torch.float32, disabled=set(emulated))
+        operations = comfy.ops.mixed_precision_ops(config.quant_config, dtype, disabled=set(emulated))
     make = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-    model: nn.Module = make(**sizes, device="cpu", operations=operations, dtype=torch.float32)
+    model: nn.Module = make(**sizes, device="cpu", operations=operations, dtype=dtype)
     missing, unexpected = model.load_state_dict(config.process_unet_state_dict(tensors), strict=False)
     for word, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
@@ -103,11 +105,12 @@ def _loaded(file: str, overrides: dict[str, Any], emulated: list[str] | None) ->
     return model.eval().requires_grad_(False)
 
 
-def _layers(model: nn.Module) -> dict[str, Tensor]:
+def _layers(models: dict[str, nn.Module]) -> dict[str, Tensor]:
     """Returns the codes, the scales, the group of the rotation (0: none) and the outputs of each 8-bit layer. For FP8
-    and MXFP8, also the codes and scales of its inputs, and for MXFP8 the dequantized weight."""
+    and MXFP8, also the codes and scales of its inputs, and for MXFP8 the dequantized weight. `models` has for each word
+    of DTYPES the model that computes in this dtype."""
     results: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
+    for name, module in models["float32"].named_modules():
         params = getattr(getattr(module, "weight", None), "_params", None)
         if params is None:
             continue
@@ -119,7 +122,7 @@ def _layers(model: nn.Module) -> dict[str, Tensor]:
             results[f"{name}|values"] = module.weight.dequantize()
         for word, dtype in DTYPES.items():
             x = input_for(name, module.in_features, dtype)
-            results[f"{name}|{word}"] = module(x)
+            results[f"{name}|{word}"] = models[word].get_submodule(name)(x)
             if fp8:
                 codes = type(module.weight).from_float(
                     x.flatten(0, 1), module.layout_type, scale=getattr(module, "input_scale", None)
@@ -163,8 +166,12 @@ def main(comfyui: str, job_file: str) -> None:
     notes = _Notes()
     logging.getLogger().addHandler(notes)
     with torch.no_grad():
-        model = _loaded(job["file"], job["overrides"], job.get("emulated"))
-        results = _layers(model)
+        emulated = job.get("emulated")
+        model = _loaded(job["file"], job["overrides"], emulated)
+        models = dict.fromkeys(DTYPES, model)
+        if emulated is not None:  # a product in FP8 needs a bias in the dtype of the input
+            models["bfloat16"] = _loaded(job["file"], job["overrides"], emulated, torch.bfloat16)
+        results = _layers(models)
         arguments = load_file(job["inputs"])
         if arguments:
             results["output"] = model(**arguments, **job["options"])

@@ -42,7 +42,8 @@ from .consumer_jobs import Row, decibels
 
 BINARY = 2.0**-6  # an input scale that is a power of two
 FLOATS = ("embed", "proj_out", "norm_out", "_in", "final_layer")  # words in the names of layers that stay float
-NEAR = {"float32": 120.0, "bfloat16": 80.0}  # dB between outputs with float32 sums and with exact ones
+# dB between outputs with float32 sums and with exact ones; in bfloat16 a few of them are rounded to the other side
+NEAR = {"float32": 120.0, "bfloat16": 70.0}
 
 
 class Kind(NamedTuple):
