@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.formats.inspect import sound
+from octavo.calibrate.formats.inspect import check as inspected
+from octavo.calibrate.formats.inspect import sound, views
 from octavo.calibrate.formats.torchao.check import check
 from octavo.calibrate.formats.torchao.format import FORMATS as TORCHAO
 from octavo.calibrate.formats.torchao.format import describe
@@ -138,3 +139,19 @@ def test_what_torchao_writes_itself_is_sound_although_zeros_become_nan(tmp_path)
     assert [verdict.subject for verdict in verdicts if not verdict.ok] == ["tokens of zeros"]
     assert sound(verdicts, {"torchao"})
     assert TORCHAO[0].optional == {"tokens of zeros"}
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_codes_whose_config_was_lost_are_a_negative_verdict(tmp_path, scales):
+    folder = exported(tmp_path / "out", "W8A8_FP8_DYNAMIC")
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    if scales:
+        assert any("8-bit codes" in verdict.fact for verdict in inspected(folder))
+        return
+    tensors, _ = read(folder)
+    (folder / WEIGHTS).unlink()
+    save_file({name: tensor for name, tensor in tensors.items() if not name.endswith("_scale")}, folder / WEIGHTS)
+    assert views(folder) == {}
