@@ -1,11 +1,13 @@
-"""Runs ComfyUI's own loading code on one int8 file, and computes its layers and the whole model on the CPU.
+"""Runs ComfyUI's own loading code on one 8-bit file, and computes its layers and the whole model on the CPU.
 
     python -m bench.comfy_child COMFYUI JOB
 
 is called by `bench.consumer_comfy`, in an environment that has ComfyUI's packages. COMFYUI is a directory with the
-sources of ComfyUI. JOB is a JSON file: the path `file` of the int8 file, `overrides` of the sizes that ComfyUI finds in
-a file, `inputs` (a safetensors file with the arguments of the model) and `out`, the safetensors file to write. ComfyUI
-assumes sizes such as the number of heads from the published models; `overrides` gives those of a tiny model.
+sources of ComfyUI. JOB is a JSON file: the path `file` of the 8-bit file, `overrides` of the sizes that ComfyUI finds
+in a file, `inputs` (a safetensors file with the arguments of the model) and `out`, the safetensors file to write.
+ComfyUI assumes sizes such as the number of heads from the published models; `overrides` gives those of a tiny model.
+`emulated` are the formats that ComfyUI computes with dequantized weights; without it, ComfyUI chooses them, on a CPU
+all but int8.
 """
 
 import ast
@@ -74,8 +76,10 @@ def _all_models() -> list[Any]:
     return [getattr(supported, name) for name in max(lists, key=len)]
 
 
-def _loaded(file: str, overrides: dict[str, Any]) -> nn.Module:
-    """Loads the int8 file as ComfyUI does: it reads the file and its markers, finds the model and its sizes, makes the
+def _loaded(
+    file: str, overrides: dict[str, Any], emulated: list[str] | None, dtype: torch.dtype = torch.float32
+) -> nn.Module:
+    """Loads the file as ComfyUI does: it reads the file and its markers, finds the model and its sizes, makes the
     model with layers for mixed precision, and loads the tensors. Returns the model. The class that ComfyUI's
     model_base makes is imported by name here, so that a fork without model_base's imports can be used too."""
     import comfy.model_detection
@@ -90,8 +94,10 @@ def _loaded(file: str, overrides: dict[str, Any]) -> nn.Module:
     sizes = config.unet_config | overrides
     module, name = CLASSES[sizes.get("image_model", "auraflow" if "n_double_layers" in sizes else "mmdit")]
     operations = comfy.ops.pick_operations(None, torch.float32, load_device=torch.device("cpu"), model_config=config)
+    if emulated is not None:
+        operations = comfy.ops.mixed_precision_ops(config.quant_config, dtype, disabled=set(emulated))
     make = getattr(importlib.import_module(f"comfy.ldm.{module}"), name)
-    model: nn.Module = make(**sizes, device="cpu", operations=operations, dtype=torch.float32)
+    model: nn.Module = make(**sizes, device="cpu", operations=operations, dtype=dtype)
     missing, unexpected = model.load_state_dict(config.process_unet_state_dict(tensors), strict=False)
     for word, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
@@ -99,19 +105,36 @@ def _loaded(file: str, overrides: dict[str, Any]) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _layers(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the integers, the scales, the group of the rotation (0: none) and the outputs of each int8 layer."""
+def _layers(models: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """Returns the codes, the scales, the group of the rotation (0: none) and the outputs of each 8-bit layer. For FP8
+    and MXFP8, also the codes and scales of its inputs, and for MXFP8 the dequantized weight. `models` has for each word
+    of DTYPES the model that computes in this dtype."""
     results: dict[str, Tensor] = {}
-    for name, module in model.named_modules():
+    for name, module in models["float32"].named_modules():
         params = getattr(getattr(module, "weight", None), "_params", None)
         if params is None:
             continue
         results[f"{name}|weight"] = module.weight._qdata
-        results[f"{name}|weight_scale"] = params.scale
-        results[f"{name}|group"] = torch.tensor(params.convrot_groupsize if params.convrot else 0)
+        results[f"{name}|weight_scale"] = _bytes(params.scale)
+        results[f"{name}|group"] = torch.tensor(params.convrot_groupsize if getattr(params, "convrot", False) else 0)
+        fp8 = module.weight._qdata.dtype == torch.float8_e4m3fn
+        if fp8 and params.scale.ndim:
+            results[f"{name}|values"] = module.weight.dequantize()
         for word, dtype in DTYPES.items():
-            results[f"{name}|{word}"] = module(input_for(name, module.weight.shape[1], dtype))
+            x = input_for(name, module.in_features, dtype)
+            results[f"{name}|{word}"] = models[word].get_submodule(name)(x)
+            if fp8:
+                codes = type(module.weight).from_float(
+                    x.flatten(0, 1), module.layout_type, scale=getattr(module, "input_scale", None)
+                )
+                results[f"{name}|{word}|codes"] = codes._qdata
+                results[f"{name}|{word}|scale"] = _bytes(codes._params.scale)
     return results
+
+
+def _bytes(scale: Tensor) -> Tensor:
+    """Returns a scale that is an exponent as uint8, which safetensors can store; other scales as they are."""
+    return scale.view(torch.uint8) if scale.dtype == torch.float8_e8m0fnu else scale
 
 
 def _maps(wanted: dict[str, list[Any]]) -> dict[str, dict[str, list[Any]]]:
@@ -143,12 +166,16 @@ def main(comfyui: str, job_file: str) -> None:
     notes = _Notes()
     logging.getLogger().addHandler(notes)
     with torch.no_grad():
-        model = _loaded(job["file"], job["overrides"])
-        results = _layers(model)
+        emulated = job.get("emulated")
+        model = _loaded(job["file"], job["overrides"], emulated)
+        models = dict.fromkeys(DTYPES, model)
+        if emulated is not None:  # a product in FP8 needs a bias in the dtype of the input
+            models["bfloat16"] = _loaded(job["file"], job["overrides"], emulated, torch.bfloat16)
+        results = _layers(models)
         arguments = load_file(job["inputs"])
         if arguments:
             results["output"] = model(**arguments, **job["options"])
-    results = {name: tensor.detach().contiguous() for name, tensor in results.items()}
+    results = {name: tensor.detach().clone().contiguous() for name, tensor in results.items()}
     save_file(results, job["out"], {"notes": json.dumps(notes.notes)})
 
 

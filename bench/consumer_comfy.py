@@ -1,4 +1,4 @@
-"""Shows that ComfyUI's own code loads and computes files in format `comfy`.
+"""Shows that ComfyUI's own code loads and computes files in format `comfy`. For FP8 and MXFP8 see consumer_comfy_fp8.
 
     python -m bench.consumers comfy --comfyui DIR
 
@@ -219,7 +219,7 @@ def silent(folder: Path, comfyui: Path) -> Iterator[Row]:
     (place / FILE).unlink(missing_ok=True)
     write_comfy(integers(model, 64, keep=("embed", "proj_out", "norm_out")), model, place, Modes())
     with torch.no_grad():
-        exact = case.restored(_output(model(**case.ours)))
+        exact = case.restored(output(model(**case.ours)))
     content = Content.read(place / FILE)
     tensors = load_file(place / FILE)
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(f".{MARKER}")}
@@ -234,18 +234,20 @@ def silent(folder: Path, comfyui: Path) -> Iterator[Row]:
         file = place / f"{word.replace(' ', '-')}.safetensors"
         metadata = None if layers is None else {METADATA: json.dumps({"format_version": "1.0", "layers": layers})}
         save_file(changed, file, metadata)
-        results, _ = _computed(case, file, place, comfyui)
+        results, _ = computed(case, file, place, comfyui)
         bad = [verdict for verdict in check(file) if verdict.consumer == COMFYUI and not verdict.ok]
         verdict = bad[0].fact.split(" (and ")[0] if bad else "sound"
         fact = f"output {decibels(exact, results['output']):.1f} dB from the float model's; {verdict}"
         yield Row(f"Stable Diffusion 3.5, {word}", "computed", bool(bad) == (word != "as written"), fact)
 
 
-def _computed(case: Case, file: Path, place: Path, comfyui: Path) -> tuple[dict[str, Tensor], list[str]]:
+def computed(
+    case: Case, file: Path, place: Path, comfyui: Path, **more: list[str]
+) -> tuple[dict[str, Tensor], list[str]]:
     """Lets ComfyUI load and compute `file`; returns the results of `bench.comfy_child` and ComfyUI's messages. `place`
-    is a folder for the job."""
+    is a folder for the job, `more` are more entries of the job."""
     save_file({key: value.contiguous() for key, value in case.theirs.items()}, place / "inputs.safetensors")
-    job = dict(file=str(file), overrides=case.overrides, options=case.options)
+    job = dict(file=str(file), overrides=case.overrides, options=case.options, **more)
     job |= {"inputs": str(place / "inputs.safetensors"), "out": str(place / "out.safetensors")}
     (place / "job.json").write_text(json.dumps(job))
     child(comfyui, place / "job.json")
@@ -261,16 +263,16 @@ def _proven(name: str, case: Case, folder: Path, comfyui: Path) -> tuple[bool, s
     model = randomized(case.model)
     layers = integers(model, 64, keep=("embed", "proj_out", "norm_out", "_in", "final_layer"))
     write_comfy(layers, model, place, Modes())
-    results, notes = _computed(case, place / FILE, place, comfyui)
+    results, notes = computed(case, place / FILE, place, comfyui)
     count, faults = _compared(place / FILE, results)
     facts = [f"{count} int8 layers of {family_of(model).title} equal in float32 and bfloat16"]
     facts = faults[:1] or facts
     if not case.theirs:
         return not faults and not notes, "; ".join([*facts, *notes])
     with torch.no_grad():
-        exact = case.restored(_output(model(**case.ours)))
+        exact = case.restored(output(model(**case.ours)))
         with quantized(model, layers):
-            ours = case.restored(_output(model(**case.ours)))
+            ours = case.restored(output(model(**case.ours)))
     apart, loss = (decibels(reference, results["output"]) for reference in (ours, exact))
     facts += [f"output {apart:.1f} dB from Octavo's, {loss:.1f} dB from the float model's", *notes]
     return not faults and not notes and apart > LEAST, "; ".join(facts)
@@ -301,7 +303,7 @@ def _compared(file: Path, results: dict[str, Tensor]) -> tuple[int, list[str]]:
     return len(loaded), faults
 
 
-def _output(result: Any) -> Tensor:
+def output(result: Any) -> Tensor:
     """Returns the tensor that a model in diffusers returned."""
     sample = result.sample if hasattr(result, "sample") else result[0]
     return torch.stack(list(sample)) if isinstance(sample, list | tuple) else sample

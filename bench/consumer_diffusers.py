@@ -43,10 +43,11 @@ def _proof(name: str, packages: Sequence[str], schemes: Mapping[str, torch.dtype
 
 
 _ALL = dict.fromkeys(("W8A8", "W8A8_DYNAMIC", "W8A16"), torch.float32)
+_FP8 = {"W8A8_FP8_DYNAMIC": torch.bfloat16, "W8A16_FP8": torch.float32}
 _SDNQ = {"W8A8_DYNAMIC": torch.float32, "W8A16": torch.bfloat16}
 PROOFS = {
     "diffusers": _proof("diffusers", (), _ALL | {"W8A8_TIMESTEP": torch.float32}),
-    "torchao": _proof("torchao", ("torchao==0.18.0",), _ALL),
+    "torchao": _proof("torchao", ("torchao==0.18.0",), _ALL | _FP8),
     "sdnq": _proof("sdnq", ("sdnq==0.2.8",), _SDNQ, SDNQ_USE_TORCH_COMPILE="0"),
 }
 
@@ -62,6 +63,10 @@ def _torchao(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, boo
     """Returns whether a layer with a weight of torchao has these integers and scales, and that its output can be
     compared. A static layer has deq / input scale for the scale of its weight, up to a rounding of float32."""
     weight: Any = layer.weight
+    if tensors["weight"].dtype == torch.float8_e4m3fn:
+        assert type(weight).__name__ == "Float8Tensor"
+        bits = (codes.view(torch.uint8) for codes in (weight.qdata, tensors["weight"]))
+        return torch.equal(*bits) and torch.equal(weight.scale.flatten(), tensors["weight_scale"]), True
     assert type(weight).__name__ == "Int8Tensor"
     scale, same = tensors["weight_scale"], not weight.zero_point.any()
     if "input_scale" in tensors:
@@ -76,6 +81,8 @@ def _torchao_output(layer: Mapping[str, Any]) -> Tensor:
     """Returns the output of a layer as torchao 0.18 computes it with Octavo's numbers. torchao multiplies by the
     reciprocal of the scale of the input, which for a token is max / 127.5, and adds the bias in float."""
     tensors, x = layer["tensors"], layer["x"]
+    if "FP8" in layer["scheme"]:
+        return _torchao_fp8_output(layer)
     weight, bias = tensors["weight"].double(), 0 if layer["bias"] is None else layer["bias"].double()
     if layer["scheme"] == "W8A16":
         return (x.double() @ weight.t() * tensors["weight_scale"] + bias).float()
@@ -86,6 +93,19 @@ def _torchao_output(layer: Mapping[str, Any]) -> Tensor:
         deq = scale.double() * tensors["weight_scale"]
     codes = (torch.round(x * (1.0 / scale)) + zero).clamp(-128, 127)
     return ((codes - zero).double() @ weight.t() * deq + bias).float()
+
+
+def _torchao_fp8_output(layer: Mapping[str, Any]) -> Tensor:
+    """Returns the output of an FP8 layer as torchao 0.18 computes it with Octavo's numbers. torchao computes the scale
+    of a token in the dtype of the input."""
+    tensors, x = layer["tensors"], layer["x"]
+    weight, bias = tensors["weight"].double(), 0 if layer["bias"] is None else layer["bias"].float()
+    if layer["scheme"] == "W8A16_FP8":
+        values = (weight.float() * tensors["weight_scale"][:, None]).to(x.dtype)
+        return (x @ values.t() + bias).to(x.dtype)
+    scale = (x.abs().amax(-1, keepdim=True) / 448.0).float()
+    codes = (x.float() / scale).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    return ((codes.double() @ weight.t()).float() * (scale * tensors["weight_scale"]) + bias).to(x.dtype)
 
 
 def _sdnq(layer: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[bool, bool]:
@@ -121,6 +141,8 @@ def compute(job: Job) -> dict[str, Any]:
         equal &= same
         if comparable or layer["scheme"] == "W8A16":  # sdnq keeps the inputs of small W8A8_DYNAMIC layers float
             y = theirs(layer["x"])
+            zeros = theirs(torch.zeros_like(layer["x"]))  # finite, although no scale follows from zeros
+            equal &= bool(zeros.isfinite().all())
             exact = _torchao_output(layer) if job.runtime == "torchao" else layer["y"]
             compared, least = compared + 1, min(least, decibels(exact, y))
             apart = min(apart, decibels(layer["y"], y))

@@ -13,8 +13,10 @@ from octavo.calibrate.formats import format_named
 from octavo.calibrate.formats.record import Deployment
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.schemes import SCHEMES
 from octavo.capture.files import Modes
 from tests.zoo import image_pipelines, pipelines
+from tests.zoo.fp8_layers import fp8_layer
 from tests.zoo.hard_sd3 import hard
 from tests.zoo.layer_kinds import frozen
 
@@ -50,7 +52,8 @@ def written(family: str, format_name: str, scheme: str, folder: Path, dtype: tor
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     record = format_named(format_name)
     kept = record.kept_float(model, names) if format_name in REFUSING else ()
-    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
+    made: Callable[..., QuantizedLayer] = frozen if scheme in SCHEMES else fp8_layer
+    layers = {name: made(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)

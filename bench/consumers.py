@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import comfy_maps, consumer_comfy, consumer_sglang, consumer_vllm_omni
+from . import comfy_maps, consumer_comfy, consumer_comfy_fp8, consumer_sglang, consumer_vllm_omni
 from .consumer_diffusers import DIFFUSERS, PROOFS
 from .consumer_jobs import Proof, Row
 from .consumer_packages import SGLANG, VLLM_OMNI
@@ -36,6 +36,8 @@ def _comfy(folder: Path, comfyui: Path | None) -> Iterable[Row]:
     yield from comfy_maps.maps(folder, comfyui)
     yield from consumer_comfy.silent(folder, comfyui)
     yield from consumer_comfy.prove(folder, comfyui)
+    yield from consumer_comfy_fp8.silent(folder, comfyui)
+    yield from consumer_comfy_fp8.prove(folder, comfyui)
 
 
 def _proven(proof: Proof) -> Callable[[Path, Path | None], Iterable[Row]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .errors import damage
 from .sealed import open_regular, pread
-from .store.headers import HEADER_LIMIT, Stored, tensors_of
+from .store.headers import HEADER_LIMIT, READABLE_NAMES, Stored, tensors_of
 
 LARGE = 1 << 18  # bytes; a tensor of this size or more is read into memory pages of its own
 
@@ -34,7 +34,8 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         entries = json.loads(bytes(text))
         metadata = entries.pop("__metadata__", {})
-        return tensors_of(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
+        tensors = tensors_of(entries, 8 + length, size, READABLE_NAMES)
+        return tensors, {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damage(path, f"damaged ({error})") from error
 

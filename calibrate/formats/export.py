@@ -97,19 +97,22 @@ def instead_of(formats: Sequence[str], element: str, activations: str) -> tuple[
     scheme = NAMES[element]["dynamic"]
     if scheme != NAMES[element][activations] and scheme not in mixable(formats):
         return ()
-    rotations = ROTATIONS if all("Rotate" in format_named(name).transforms for name in formats) else ()
+    rotations = ROTATIONS if all("Rotate" in format_named(name).transforms_of(scheme) for name in formats) else ()
     ways = (Instead(scheme), *(Instead(scheme, size) for size in rotations))
     return tuple(way for way in ways if way != Instead(NAMES[element][activations]))
 
 
-def check_rotation(formats: Sequence[str], rotation: str) -> None:
-    """Raises UsageError if inputs of layers may be rotated and one of `formats` cannot hold such layers. `rotation` is
-    a value of `Settings.rotation`; "off" means that no input is rotated, so nothing is raised."""
+def check_rotation(formats: Sequence[str], rotation: str, scheme: str = "") -> None:
+    """Raises UsageError if inputs of layers may be rotated and one of `formats` cannot hold such layers of this
+    `scheme`; "" stands for one of integers. `rotation` is a value of `Settings.rotation`; "off" means that no input is
+    rotated, so nothing is raised."""
     for name in formats:
-        if rotation != "off" and "Rotate" not in format_named(name).transforms:
-            able = ", ".join(word for word in TABLE if "Rotate" in format_named(word).transforms)
-            fact = f"format {name} cannot hold layers with rotated inputs"
-            raise UsageError(f"--rotation {rotation}: {fact}. Use --format {able}, or --rotation off.")
+        if rotation != "off" and "Rotate" not in format_named(name).transforms_of(scheme):
+            able = ", ".join(word for word in TABLE if "Rotate" in format_named(word).transforms_of(scheme))
+            fact = f"format {name} cannot hold {scheme and scheme + ' '}layers with rotated inputs"
+            raise UsageError(
+                f"--rotation {rotation}: {fact}. Use {f'--format {able}, or ' if able else ''}--rotation off."
+            )
 
 
 def folding(formats: Sequence[str]) -> bool:
@@ -147,10 +150,10 @@ def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str])
     return reasons
 
 
-def multiplying(formats: Sequence[str]) -> bool:
-    """Returns whether layers may multiply their inputs by smoothing multipliers: True if each of `formats` can hold the
-    multipliers."""
-    return all("Multiply" in format_named(name).transforms for name in formats)
+def multiplying(formats: Sequence[str], scheme: str = "") -> bool:
+    """Returns whether layers of this `scheme` may multiply their inputs by smoothing multipliers: True if each of
+    `formats` can hold the multipliers. "" stands for a scheme of integers."""
+    return all("Multiply" in format_named(name).transforms_of(scheme) for name in formats)
 
 
 def _check_model_and_parameters(model: nn.Module, result: Result, formats: Sequence[str]) -> None:

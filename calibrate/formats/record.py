@@ -124,6 +124,7 @@ class Format:
     | mixed       | True if layers of one checkpoint may have different schemes                                        |
     | clamping    | True if the consumer chooses the scales of MXFP8 inputs as Ascend does (`Scheme.clamping`)         |
     | transforms  | names of the classes in layers.transforms that inputs may go through before they become codes      |
+    | plain       | schemes whose inputs go through none of `transforms`                                               |
     | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
     | extra       | name of Octavo's extra that installs `packages`                                                    |
     | consumer    | name of the software that loads the format, as verdicts call it                                    |
@@ -154,6 +155,7 @@ class Format:
     mixed: bool = True
     clamping: bool = False
     transforms: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = ""
     consumer: str = ""
@@ -189,13 +191,17 @@ class Format:
             if layer.scheme not in self.schemes:
                 fact = f"cannot hold layer {name}, whose scheme is {layer.scheme}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
-            if transform is not None and (kind := type(transform).__name__) not in self.transforms:
+            if transform is not None and (kind := type(transform).__name__) not in self.transforms_of(layer.scheme):
                 fact = f"cannot hold layer {name}, whose input goes through the transform {kind}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
             if layer.made_bias and not self.made_biases:
                 fact = f"cannot hold the bias correction of layer {name}, which has no bias in the float model"
                 raise UsageError(f"format {self.name}: {fact}. Use --no-bias-correction.")
         self.writer(layers, model, directory, modes, deployment)
+
+    def transforms_of(self, scheme: str) -> tuple[str, ...]:
+        """Returns the names of the transforms that inputs of layers of this `scheme` may go through."""
+        return () if scheme in self.plain else self.transforms
 
     @property
     def shown(self) -> bool:

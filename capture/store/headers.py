@@ -6,7 +6,7 @@ blob that is already stored, and to detect damage.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -32,9 +32,11 @@ TORCH_NAMES = {
     "BOOL": "bool",
     "C64": "complex64",
 }
+# the dtypes that a file of another program may have: TORCH_NAMES, and one that Octavo does not write
+READABLE_NAMES = TORCH_NAMES | {"F8_E8M0": "float8_e8m0fnu"}
 # bytes of one value of each dtype; a name that is not listed ends with the number of bits
-_SIZES = {"BOOL": 1, "BF16": 2} | {name: 1 for name in TORCH_NAMES if name.startswith("F8")}
-_SIZES |= {name: int(name[1:]) // 8 for name in TORCH_NAMES if name not in _SIZES}
+_SIZES = {"BOOL": 1, "BF16": 2} | {name: 1 for name in READABLE_NAMES if name.startswith("F8")}
+_SIZES |= {name: int(name[1:]) // 8 for name in READABLE_NAMES if name not in _SIZES}
 
 
 class Stored(NamedTuple):
@@ -67,8 +69,11 @@ def header_of(entries: dict[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
-    """Returns a dict from tensor name to Stored, made from the `entries` of a header, in the order of the data.
+def tensors_of(
+    entries: dict[str, Any], start: int, size: int, names: Mapping[str, str] = TORCH_NAMES
+) -> dict[str, Stored]:
+    """Returns a dict from tensor name to Stored, made from the `entries` of a header, in the order of the data. `names`
+    has the dtypes that are allowed, from the name in the safetensors format to that in torch.
 
     Raises ValueError, TypeError, KeyError or AttributeError for a malformed header, or unless the tensors cover the
     file from byte `start` to byte `size` without gap or overlap.
@@ -77,7 +82,7 @@ def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stor
     stored = {}
     expected = start  # where the next tensor must begin
     for name, entry in sorted(tensors, key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype, shape = TORCH_NAMES[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = names[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
             raise ValueError("its header has a negative or fractional size")

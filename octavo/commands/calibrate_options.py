@@ -211,7 +211,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     check_scheme(formats, settings.element, settings.activations)
     instead = instead_of(formats, settings.element, settings.activations)
     settings = replace(settings, instead=instead, mixable=mixable(formats))
-    check_rotation(formats, settings.rotation)
+    check_rotation(formats, settings.rotation, settings.scheme)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")

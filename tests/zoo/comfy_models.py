@@ -99,3 +99,26 @@ def eager(
     sums = codes.double() @ weight.double().t()  # exact: whole numbers below 2**53
     y = (sums.float() * (scale * weight_scale.view(-1))).to(x.dtype)
     return y if bias is None else y + bias.to(x.dtype)
+
+
+def eager_fp8(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, input_scale: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Returns what comfy-kitchen 0.2.40 computes for a float8_e4m3fn layer where it computes in FP8, in the dtype of
+    `x`, with exact sums.
+
+    Unlike Octavo's layers it multiplies the input by a reciprocal of the scale that is rounded to the dtype of `x`.
+    """
+    codes = (x * (1.0 / input_scale).to(x.dtype)).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    sums = codes.double() @ weight.double().t()
+    y = sums.float() * (input_scale * weight_scale)
+    return (y if bias is None else y + bias.to(x.dtype)).to(x.dtype)
+
+
+def in_rows(stored: Tensor, rows: int, blocks: int) -> Tensor:
+    """Returns the scales of an MXFP8 weight (rows, blocks) from their `stored` form, looked up one by one by the
+    formula in the documentation of cuBLAS."""
+    flat, across = stored.flatten(), -(-blocks // 4)
+    row, block = torch.meshgrid(torch.arange(rows), torch.arange(blocks), indexing="ij")
+    tile = row // 128 * across + block // 4
+    return flat[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4]

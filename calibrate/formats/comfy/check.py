@@ -1,4 +1,4 @@
-"""Checks whether ComfyUI computes with the int8 weights of a file correctly, and whether SGLang and
+"""Checks whether ComfyUI computes with the int8, FP8 and MXFP8 weights of a file correctly, and whether SGLang and
 stable-diffusion.cpp can load the file. The file may come from Octavo or from another program.
 
 ComfyUI itself reports only some faults. A fault that it ignores has a negative verdict here too. For example, ComfyUI
@@ -6,6 +6,7 @@ uses the codes of an int8 weight as float weights if the layer has no marker, th
 quantized.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from octavo.capture.arrays import read_array
 from octavo.capture.errors import OctavoError
 
 from ..verdict import Verdict
+from . import float_checks
 from .families import FAMILIES
 from .family import Family
-from .structure import INT8, METADATA, Content, Marker, file_in, rotation_of
+from .structure import FP8, FULL_PRECISION, INT8, METADATA, MXFP8, Content, Marker, file_in, rotation_of
 
 COMFYUI, SGLANG, CPP = "ComfyUI", "SGLang", "stable-diffusion.cpp"
-_FORMATS = (INT8, "float8_e4m3fn", "float8_e5m2", "nvfp4", "mxfp8", "convrot_w4a4")  # those that ComfyUI 0.28 knows
+_FORMATS = (INT8, FP8, "float8_e5m2", "nvfp4", MXFP8, "convrot_w4a4")  # those that ComfyUI 0.28 knows
 # keys of an int8 marker that ComfyUI reads, and "per_row", which only repeats the shape of the scale
-_KEYS = {"format", "convrot", "convrot_groupsize", "params", "full_precision_matrix_mult", "num_experts", "per_row"}
+_KEYS = {"format", "convrot", "convrot_groupsize", "params", FULL_PRECISION, "num_experts", "per_row"}
+# keys of a marker in FP8 or MXFP8 that ComfyUI reads, and those that only repeat shapes and dtypes
+_FLOAT_KEYS = {"format", FULL_PRECISION, "num_experts", "group_size", "orig_dtype", "orig_shape"}
+_WORDS = {INT8: "int8", FP8: "FP8", MXFP8: "MXFP8"}  # kinds of layers in words
 # tensors beside an int8 weight that other programs write, and that ComfyUI drops
 _DROPPED = ("pre_quant_scale", "input_scale", "input_offset", "smooth_factor", "mul_scale", "weight_zero_point")
 _SGLANG_GROUPS, _SGLANG_MODEL = (16, 64, 256), "Qwen-Image-2.1"  # and MiniMax-H3, which Octavo does not know
@@ -44,11 +49,12 @@ def check(path: Path) -> list[Verdict]:
 
 def _for_comfyui(content: Content) -> Iterator[Verdict]:
     """Yields the verdicts for ComfyUI: one for each check in _CHECKS, which covers markers, scales, rotations and more,
-    and one on the names of the tensors. If the file has no int8 weights, yields one more, a negative verdict."""
-    layers = content.int8
-    count = f"{len(layers)} int8 layers"
-    if not layers and not content.integer_weights:
-        yield Verdict(COMFYUI, "layers", False, f"has no int8 layers. {_AGAIN}")
+    and one on the names of the tensors. If the file has no layers in int8, FP8 or MXFP8, yields one more, a negative
+    verdict."""
+    counts = Counter(_WORDS[kind] for marker in content.effective.values() if (kind := marker.get("format")) in _WORDS)
+    count = " and ".join(f"{number} {word} layers" for word, number in counts.items()) or "no layers"
+    if not counts and not content.integer_weights:
+        yield Verdict(COMFYUI, "layers", False, f"has no int8 layers, nor any in FP8 or MXFP8. {_AGAIN}")
     for subject, find, fact in _CHECKS:
         faults = list(find(content))
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
@@ -78,6 +84,7 @@ def _markers(content: Content) -> Iterator[str]:
         weight = content.tensors.get(f"{name}.weight")
         if weight is not None and weight.dtype != "int8":
             yield f"{name}.weight is {weight.dtype}, not int8; ComfyUI silently cuts it to whole numbers"
+    yield from float_checks.markers(content)
 
 
 def _agreement(content: Content) -> Iterator[str]:
@@ -114,6 +121,7 @@ def _scales(content: Content) -> Iterator[str]:
             values = read_array(content.path, scale)
             if not (np.isfinite(values) & (values > 0)).all():
                 yield f"{name}.weight_scale has a number that is not positive and finite"
+    yield from float_checks.scales(content)
 
 
 def _rotations(content: Content) -> Iterator[str]:
@@ -141,19 +149,27 @@ def _dropped(content: Content) -> Iterator[str]:
         for leaf in _DROPPED:
             if f"{name}.{leaf}" in content.tensors:
                 yield f"{name}.{leaf} is silently dropped by ComfyUI, so the output is wrong"
+    yield from float_checks.dropped(content)
 
 
 def _keys(content: Content) -> Iterator[str]:
-    """Yields a fault for each key that ComfyUI does not read in the marker (JSON description) of an int8 layer."""
-    for name, marker in content.int8.items():
-        for key in sorted(set(map(str, marker)) - _KEYS):
+    """Yields a fault for each key that ComfyUI does not read in the marker (JSON description) of a layer. In markers of
+    FP8 and MXFP8 layers that is also the rotation."""
+    for name, marker in content.effective.items():
+        if marker.get("format") not in _WORDS:
+            continue
+        known = _KEYS if marker["format"] == INT8 else _FLOAT_KEYS
+        for key in sorted(set(map(str, marker)) - known):
             yield f"{name} has the key {key!r} in its marker, which ComfyUI silently passes over"
 
 
 _CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
     ("markers", _markers, "{count}, each with a marker"),
     ("metadata", _agreement, "agree with the markers"),
-    ("scales", _scales, "float32, positive, one for each row or matrix"),
+    ("scales", _scales, "positive, of dtypes and shapes that ComfyUI reads"),
+    ("order of scales", float_checks.order, "nothing shows that scales of blocks are in another order than ComfyUI's"),
+    ("input scales", float_checks.inputs, "every FP8 layer with rounded inputs has one"),
+    ("codes", float_checks.codes, "no code is NaN"),
     ("rotations", _rotations, "groups of a power of four divide the inputs"),
     ("left out", _dropped, "no tensors that ComfyUI would drop"),
     ("keys", _keys, "no keys that ComfyUI would pass over"),
@@ -186,6 +202,10 @@ def _for_sglang(content: Content) -> Verdict:
     """Returns the verdict on whether SGLang loads the file. SGLang needs every int8 layer to be rotated, in groups of
     16, 64 or 256 channels, and loads only Qwen-Image-2.1 among the models that Octavo knows."""
     family, _ = family_in(content.names)
+    if kinds := {word for kind, word in _WORDS.items() if kind != INT8 and content.of(kind)}:
+        words, title = " and ".join(sorted(kinds)), "this model" if family is None else family.title
+        fact = f"loads {words} files of ComfyUI for MiniMax-H3 only; Octavo does not know whether it loads {title}"
+        return Verdict(SGLANG, "model", False, fact)
     for name, marker in content.int8.items():
         group, weight = rotation_of(marker), content.tensors.get(f"{name}.weight")
         scale = content.tensors.get(f"{name}.weight_scale")
@@ -201,7 +221,10 @@ def _for_sglang(content: Content) -> Verdict:
 
 def _for_cpp(content: Content) -> Verdict:
     """Returns the verdict on whether stable-diffusion.cpp loads the file. The verdict is negative if an int8 layer has
-    no tensor `comfy_quant`, from which stable-diffusion.cpp reads the layer's marker."""
+    no tensor `comfy_quant`, from which stable-diffusion.cpp reads the layer's marker, and if there are layers in FP8 or
+    MXFP8, which its documentation does not list."""
+    if word := next((word for kind, word in _WORDS.items() if kind != INT8 and content.of(kind)), None):
+        return Verdict(CPP, "layers", False, f"its documentation does not list {word} files of ComfyUI")
     for name in content.integer_weights:
         if name not in content.markers:
             return Verdict(CPP, "layers", False, f"{name} has no tensor comfy_quant, which stable-diffusion.cpp reads")

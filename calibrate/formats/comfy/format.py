@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.schemes import DYNAMIC
+from ...layers.schemes import DYNAMIC, FP8_STATIC
+from ...layers.schemes import MXFP8 as MXFP8_DYNAMIC
 from ..record import Deployment, Description, Format
 from .check import COMFYUI, check, family_in
 from .names import kept_float, refusal
-from .structure import FILE, INT8, Content, file_in, rotation_of
+from .structure import FILE, FILES, FP8, INT8, MXFP8, Content, file_in, rotation_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,8 +39,9 @@ def find(directory: Path) -> Path | None:
 
 
 def describe(path: Path) -> Description:
-    """Describes a file in format `comfy`: its model, and the number of its int8 layers for each group size of the
-    rotation. `path` is the path of the file, or of the directory that holds it.
+    """Describes a file in format `comfy`: its model, the number of its layers in int8, FP8 and MXFP8, and the number of
+    its int8 layers for each group size of the rotation. `path` is the path of the file, or of the directory that holds
+    it.
 
     Raises FileError for a file that is missing or damaged.
     """
@@ -49,17 +51,20 @@ def describe(path: Path) -> Description:
     words = {group: "not rotated" if group == "None" else f"rotated by {group}" for group in groups}
     line = ", ".join(f"{count} {words[group]}" for group, count in groups.most_common())
     title = f"{'a diffusion model' if family is None else family.title} for ComfyUI"
-    count = len(content.int8)
-    return Description(title, (("layers", f"{count} {INT8}" + (f": {line}" if line else "")),), {INT8: count})
+    counts = {kind: len(content.of(kind)) for kind in (INT8, FP8, MXFP8) if content.of(kind)} or {INT8: 0}
+    facts = [f"{count} {kind}" + (f": {line}" if kind == INT8 and line else "") for kind, count in counts.items()]
+    return Description(title, (("layers", "; ".join(facts)),), counts)
 
 
 FORMATS = (
     Format(
         name="comfy",
-        files=re.escape(FILE),
+        files="|".join(map(re.escape, FILES)),
         writer=write,
-        schemes=(DYNAMIC,),
+        schemes=(DYNAMIC, FP8_STATIC, MXFP8_DYNAMIC),
+        whole=(FP8_STATIC,),
         transforms=("Rotate",),
+        plain=(FP8_STATIC, MXFP8_DYNAMIC),
         consumer=COMFYUI,
         find=find,
         check=check,

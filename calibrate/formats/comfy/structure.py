@@ -2,6 +2,7 @@
 says how a layer is quantized. Importing this module needs no torch."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,11 +10,17 @@ from octavo.capture.arrays import read_array, read_header
 from octavo.capture.errors import OctavoError
 from octavo.capture.store.headers import Stored
 
-FILE = "diffusion_model_int8.safetensors"
+FILE = "diffusion_model_int8.safetensors"  # for int8 layers, also beside layers of other kinds
+FILES = (FILE, "diffusion_model_fp8.safetensors", "diffusion_model_mxfp8.safetensors")  # the last two: FP8, MXFP8 only
 MARKER = "comfy_quant"  # last part of the name of a layer's marker
 METADATA = "_quantization_metadata"  # key of the file's metadata with all markers
 VERSION = "1.0"  # version of the content of METADATA
 INT8 = "int8_tensorwise"
+FP8 = "float8_e4m3fn"  # the name of the format of FP8 layers, and of the dtype of codes in FP8 and MXFP8
+MXFP8 = "mxfp8"
+FULL_PRECISION = "full_precision_matrix_mult"  # key of a marker: inputs stay float, and weights become float
+SCALED = "scaled_fp8"  # name of the tensor that says that scales have the old names, OLD_NAMES
+OLD_NAMES = {"scale_weight": "weight_scale", "scale_input": "input_scale"}
 GROUP = 256  # channels in a group of a rotation whose marker does not say the number
 PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.")  # before all names of files with more parts
 _MARKER_LIMIT = 1 << 16  # bytes; no marker is longer
@@ -21,10 +28,15 @@ _MARKER_LIMIT = 1 << 16  # bytes; no marker is longer
 Marker = dict[str, Any]
 
 
-def marker_of(group: int | None) -> Marker:
-    """Returns the marker of an int8 layer, a dict that says how the layer is quantized. `group` is the number of
-    channels in a group of the layer's rotation; None if its input is not rotated."""
-    return {"format": INT8} | ({} if group is None else {"convrot": True, "convrot_groupsize": group})
+def file_for(kinds: Collection[str]) -> str:
+    """Returns the name of the file for layers of these `kinds`, such as INT8."""
+    return {frozenset((FP8,)): FILES[1], frozenset((MXFP8,)): FILES[2]}.get(frozenset(kinds), FILE)
+
+
+def marker_of(kind: str, group: int | None) -> Marker:
+    """Returns the marker of a layer of this `kind`, such as INT8: a dict that says how the layer is quantized. `group`
+    is the number of channels in a group of the layer's rotation; None if its input is not rotated."""
+    return {"format": kind} | ({} if group is None else {"convrot": True, "convrot_groupsize": group})
 
 
 def rotation_of(marker: Marker) -> Any:
@@ -44,7 +56,8 @@ class Content(NamedTuple):
     | path     | path of the file                                                                                   |
     | tensors  | dict from tensor name to dtype, shape and byte offset                                              |
     | markers  | dict from layer name to the marker in the layer's tensor `comfy_quant`                             |
-    | metadata | dict from layer name to the marker in the file's metadata; None if the metadata have no markers    |
+    | metadata | dict from layer name to the marker in the file's metadata, or for old names of scales to the       |
+    |          | marker that ComfyUI makes (`_renamed`); None if there are no such markers                          |
     | faults   | a sentence for each marker, or metadata, that cannot be read                                       |
     """
 
@@ -69,7 +82,9 @@ class Content(NamedTuple):
                 else:
                     markers[owner] = marker
         layers = None
-        if METADATA in metadata:
+        if METADATA not in metadata:
+            tensors, layers = _renamed(tensors)
+        else:
             layers = _layers_in(metadata[METADATA])
             if layers is None:
                 faults.append(f"the metadata {METADATA} are not a JSON object with layers")
@@ -84,12 +99,29 @@ class Content(NamedTuple):
     @property
     def int8(self) -> dict[str, Marker]:
         """A dict from layer name to marker, with only the layers that ComfyUI loads as int8."""
-        return {name: marker for name, marker in self.effective.items() if marker.get("format") == INT8}
+        return self.of(INT8)
+
+    def of(self, kind: str) -> dict[str, Marker]:
+        """Returns a dict from layer name to marker, with only the layers that ComfyUI loads as layers of this `kind`,
+        such as INT8."""
+        return {name: marker for name, marker in self.effective.items() if marker.get("format") == kind}
+
+    def tensor(self, layer: str, leaf: str) -> Stored | None:
+        """Returns the tensor `leaf`, such as "weight", of a layer; None if the file has no such tensor."""
+        return self.tensors.get(f"{layer}.{leaf}")
 
     @property
     def integer_weights(self) -> list[str]:
         """The names of the layers whose weights are stored in int8."""
-        names = (name for name, stored in self.tensors.items() if stored.dtype == "int8")
+        return self._weights("int8")
+
+    @property
+    def fp8_weights(self) -> list[str]:
+        """The names of the layers whose weights are stored in float8_e4m3fn."""
+        return self._weights(FP8)
+
+    def _weights(self, dtype: str) -> list[str]:
+        names = (name for name, stored in self.tensors.items() if stored.dtype == dtype)
         return [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
 
     @property
@@ -100,6 +132,23 @@ class Content(NamedTuple):
             if any(name.startswith(prefix) for name in self.tensors):
                 return {name.removeprefix(prefix) for name in self.tensors}
         return set(self.tensors)
+
+
+def _renamed(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, Marker] | None]:
+    """Returns `tensors` with the present names of scales, and the markers that ComfyUI makes from the old ones: a dict
+    from the name of each layer with a weight scale. Returns `tensors` and None if they have no tensor SCALED, by which
+    ComfyUI knows the old names. If SCALED has two elements, the inputs of all layers stay float."""
+    flag = next((stored for name, stored in tensors.items() if name.rpartition(".")[2] == SCALED), None)
+    if flag is None:
+        return tensors, None
+    marker = {"format": FP8} | ({FULL_PRECISION: True} if flag.shape == (2,) else {})
+    layers, renamed = {}, {}
+    for name, stored in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if leaf == "scale_weight":
+            layers[owner] = marker
+        renamed[f"{owner}.{OLD_NAMES[leaf]}" if leaf in OLD_NAMES else name] = stored
+    return renamed, layers
 
 
 def _marker_at(path: Path, stored: Stored) -> Marker | None:
@@ -126,13 +175,13 @@ def _layers_in(text: str) -> dict[str, Marker] | None:
 
 def file_in(path: Path) -> Path | None:
     """Returns the path of a file in format `comfy`. If `path` is not a directory, that is `path` itself. In a directory
-    it is the file with the name that Octavo writes, or else the first safetensors file with markers. Returns None if a
+    it is a file with a name that Octavo writes, or else the first safetensors file with markers. Returns None if a
     directory holds neither."""
     if not path.is_dir():
         return path
-    if (path / FILE).is_file():
-        return path / FILE
-    return next((file for file in sorted(path.glob("*.safetensors")) if _has_markers(file)), None)
+    own = [path / name for name in FILES if (path / name).is_file()]
+    others = (file for file in sorted(path.glob("*.safetensors")) if _has_markers(file))
+    return own[0] if own else next(others, None)
 
 
 def _has_markers(path: Path) -> bool:
@@ -142,4 +191,4 @@ def _has_markers(path: Path) -> bool:
         tensors, metadata = read_header(path)
     except (OctavoError, OSError):
         return False
-    return METADATA in metadata or any(name.endswith(f".{MARKER}") for name in tensors)
+    return METADATA in metadata or any(name.rpartition(".")[2] in (MARKER, SCALED) for name in tensors)

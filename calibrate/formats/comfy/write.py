@@ -1,13 +1,17 @@
-"""Writes the format `comfy`: one safetensors file for ComfyUI's quantization `int8_tensorwise`. The tensors have native
-names, those that the model's authors use.
+"""Writes the format `comfy`: one safetensors file for ComfyUI's quantizations `int8_tensorwise`, `float8_e4m3fn` and
+`mxfp8`. The tensors have native names, those that the model's authors use.
 
 An integer matrix X has the tensors X.weight int8 (out, in), X.weight_scale float32 (out, 1), X.bias in the float
 model's dtype, and X.comfy_quant. The last one holds the bytes of a JSON object, the marker, without which ComfyUI would
 use the codes as float weights. The metadata of the file repeat all markers under `_quantization_metadata`.
 
-Layers that are concatenated into one matrix, such as query, key and value, are written as integers if all of them are
-integer layers with the same rotation. Otherwise the matrix is written in float, with the dequantized weights of its
-integer layers. Their inputs then stay float, which only makes the output more accurate.
+A matrix in FP8 has X.weight float8_e4m3fn, and X.weight_scale and X.input_scale float32 (). X.input_scale must be
+there: without it ComfyUI takes 1, and cuts inputs off at 448. A matrix in MXFP8 has X.weight float8_e4m3fn, filled up
+with rows of zeros to a multiple of 32, and X.weight_scale uint8 in the order that `swizzled` makes.
+
+Layers that are concatenated into one matrix, such as query, key and value, are written in 8 bits if all of them are
+layers of one scheme with the same rotation and, in FP8, equal scales. Otherwise the matrix is written in float, with
+the dequantized weights of its 8-bit layers. Their inputs then stay float, which only makes the output more accurate.
 """
 
 import json
@@ -18,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
@@ -27,17 +32,20 @@ from octavo.capture.tensors import Planned, write_tensors
 
 from ...layers.install import all_names
 from ...layers.modules import QuantizedLayer, QuantizedLinear
-from ...layers.schemes import DYNAMIC
+from ...layers.schemes import DYNAMIC, FP8_STATIC
+from ...layers.schemes import MXFP8 as MXFP8_DYNAMIC
 from ...layers.transforms import Rotate, same_transform
 from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, state
 from ..linears import dequantized
 from .family import Family
 from .names import Rows, family_of, native_names
-from .structure import FILE, MARKER, METADATA, VERSION, marker_of
+from .structure import FP8, INT8, MARKER, METADATA, MXFP8, VERSION, file_for, marker_of
 
 _log = logging.getLogger(__name__)
 _LEAVES = ("weight", "bias")
+KINDS = {DYNAMIC: INT8, FP8_STATIC: FP8, MXFP8_DYNAMIC: MXFP8}  # from a scheme to ComfyUI's name of the format
+_ROWS = 32  # ComfyUI fills a weight in MXFP8 up to a multiple of so many rows
 
 
 class Source(NamedTuple):
@@ -74,13 +82,14 @@ def write_comfy(
         if getattr(model, "config", {}).get(key):
             tensors[flag] = Planned.of(torch.zeros(0))
     metadata = {METADATA: json.dumps({"format_version": VERSION, "layers": markers})}
-    write_tensors(directory / FILE, tensors, metadata, modes.data)
+    name = file_for({marker["format"] for marker in markers.values()})
+    write_tensors(directory / name, tensors, metadata, modes.data)
 
 
 def native_tensors(
     sources: Mapping[str, Source], family: Family
 ) -> tuple[dict[str, Planned], dict[str, dict[str, Any]]]:
-    """Returns two dicts: from native name in `family` to tensor, without the markers; and from the name of each int8
+    """Returns two dicts: from native name in `family` to tensor, without the markers; and from the name of each 8-bit
     matrix to its marker, a dict that says how the matrix is quantized. `sources` is a dict from name in diffusers to
     tensor."""
     tensors: dict[str, Planned] = {}
@@ -90,11 +99,11 @@ def native_tensors(
         owner, _, leaf = native.rpartition(".")
         integers = [part.layer for part in parts if part.layer is not None]
         if leaf == "weight" and integers and _agree(integers, len(parts)):
-            markers[owner] = marker_of(_group(integers[0]))
-            tensors |= {f"{owner}.{key}": value for key, value in _integer_tensors(integers, rows).items()}
+            markers[owner] = marker_of(KINDS[integers[0].scheme], _group(integers[0]))
+            tensors |= {f"{owner}.{key}": value for key, value in _code_tensors(integers, rows).items()}
             continue
         if leaf == "weight" and integers:
-            _log.warning("%s is written in float: its layers differ in rotation, or some are float", owner)
+            _log.warning("%s is written in float: its layers differ in rotation or scale, or some are float", owner)
         tensors[native] = _joined([_float(native, part) for part in parts], rows)
     return tensors, markers
 
@@ -103,9 +112,13 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
     """Returns the reason why the format `comfy` cannot hold a layer, and what the user can do; None if it can hold the
     layer."""
     if not isinstance(layer, QuantizedLinear):
-        return "is a convolution, which ComfyUI does not load in int8. Keep the layer float."
-    if layer.scheme != DYNAMIC:
-        return f"is {layer.scheme}, but ComfyUI's int8 has a range for each token. Use --activations dynamic."
+        return "is a convolution, which ComfyUI does not load in 8 bits. Keep the layer float."
+    if layer.scheme not in KINDS:
+        if layer.integer:
+            return f"is {layer.scheme}, but ComfyUI's int8 has a range for each token. Use --activations dynamic."
+        return f"is {layer.scheme}, but ComfyUI's FP8 has one range for all inputs. Use --activations static."
+    if layer.scheme == FP8_STATIC and not _one_scale([layer]):
+        return "has a scale for each output, but ComfyUI takes one for a weight in FP8. Use --weight-scales tensor."
     return None
 
 
@@ -128,11 +141,24 @@ def sources_of(
     return sources
 
 
-def _agree(integers: list[QuantizedLayer], parts: int) -> bool:
-    """Returns whether layers that are concatenated can be written as one int8 matrix: whether all are integer layers
-    with the same rotation. `parts` is the number of the layers, `integers` are those that are integer layers."""
-    return len(integers) == parts and all(
-        same_transform(layer.transform, integers[0].transform) for layer in integers[1:]
+def _agree(layers: list[QuantizedLayer], parts: int) -> bool:
+    """Returns whether layers that are concatenated can be written as one 8-bit matrix: whether all are 8-bit layers of
+    one scheme with the same rotation, and in FP8 with the same scales. `parts` is the number of the layers, `layers`
+    are those that are 8-bit layers."""
+    first = layers[0]
+    alike = len(layers) == parts and all(
+        layer.scheme == first.scheme and same_transform(layer.transform, first.transform) for layer in layers[1:]
+    )
+    return alike and (first.scheme != FP8_STATIC or _one_scale(layers))
+
+
+def _one_scale(layers: list[QuantizedLayer]) -> bool:
+    """Returns whether all output channels of static FP8 `layers` have the same weight scale, and all inputs the same
+    scale."""
+    first = layers[0]
+    return all(
+        bool((layer.weight_scale == first.weight_scale[0]).all()) and torch.equal(layer.input_scale, first.input_scale)
+        for layer in layers
     )
 
 
@@ -141,12 +167,41 @@ def _group(layer: QuantizedLayer) -> int | None:
     return layer.transform.size if isinstance(layer.transform, Rotate) else None
 
 
-def _integer_tensors(integers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
-    """Returns the tensors "weight" (codes) and "weight_scale" of the int8 matrix into which the weights of `integers`
-    are concatenated. `rows` says whether halves of the rows are then exchanged."""
-    weights = [Planned.of(layer.weight.detach()) for layer in integers]
-    scales = [Planned.of(layer.weight_scale.view(-1, 1)) for layer in integers]
-    return {"weight": _joined(weights, rows), "weight_scale": _joined(scales, rows)}
+def _code_tensors(layers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
+    """Returns the tensors, by the last part of their names, of the 8-bit matrix into which the weights of `layers` are
+    concatenated, except the bias. `rows` says whether halves of the rows are then exchanged."""
+    weight = _joined([Planned.of(layer.weight.detach()) for layer in layers], rows)
+    kind = KINDS[layers[0].scheme]
+    if kind == FP8:
+        scales = {"weight_scale": layers[0].weight_scale[0].clone(), "input_scale": layers[0].input_scale}
+        return {"weight": weight} | {name: Planned.of(scale) for name, scale in scales.items()}
+    scale = _joined([Planned.of(layer.weight_scale.view(len(layer.weight), -1)) for layer in layers], rows)
+    if kind == INT8:
+        return {"weight": weight, "weight_scale": scale}
+    count, width = weight.shape
+    filled = Planned(weight.dtype, (count + -count % _ROWS, width), partial(_filled, weight))
+    shape = (count + -count % 128, scale.shape[1] + -scale.shape[1] % 4)
+    return {"weight": filled, "weight_scale": Planned(scale.dtype, shape, lambda: swizzled(scale.make()))}
+
+
+def _filled(weight: Planned) -> Tensor:
+    """Returns FP8 codes (rows, in), filled up with zeros to a multiple of 32 rows."""
+    codes = weight.make()
+    bits = F.pad(codes.view(torch.uint8), (0, 0, 0, -len(codes) % _ROWS))  # pad knows no float8
+    return bits.view(codes.dtype)
+
+
+def swizzled(scales: Tensor) -> Tensor:
+    """Returns the scales of blocks (rows, blocks) in the order in which NVIDIA's cuBLAS reads them ("1D Block Scaling
+    Factors Layout" in its documentation), filled up with zeros to multiples of 128 rows and 4 blocks, in the shape of
+    the filled matrix.
+
+    The matrix is cut into tiles of 128 rows and 4 blocks, and each tile is stored after the other. In a tile, the four
+    scales of row r stand beside those of the rows r + 32, r + 64 and r + 96.
+    """
+    filled = F.pad(scales, (0, -scales.shape[1] % 4, 0, -len(scales) % 128))
+    tiles = filled.unflatten(1, (-1, 4)).unflatten(0, (-1, 4, 32))  # (tile, quarter, row in the quarter, tile, block)
+    return tiles.permute(0, 3, 2, 1, 4).reshape(filled.shape)
 
 
 def _float(native: str, source: Source) -> Planned:

@@ -57,6 +57,19 @@ class Model(NamedTuple):
         names = (name for name, tensor in self.tensors.items() if tensor.stored.dtype == "int8")
         return [name.removesuffix(".weight") for name in names if name.endswith(".weight")]
 
+    @property
+    def coded(self) -> bool:
+        """True if there are codes: int8 tensors, or FP8 tensors with a scale beside them. Without a quantization_config
+        diffusers would take the codes for weights. FP8 tensors without a scale are weights that are only stored so."""
+        leaves = (f"{name.removesuffix('weight')}weight_scale" for name in self._fp8 if name.endswith("weight"))
+        parts = (f"{name.removesuffix('qdata')}scale" for name in self._fp8 if name.endswith("._weight_qdata"))
+        integers = any(tensor.stored.dtype == "int8" for tensor in self.tensors.values())
+        return integers or any(name in self.tensors for name in (*leaves, *parts))
+
+    @property
+    def _fp8(self) -> list[str]:
+        return [name for name, tensor in self.tensors.items() if tensor.stored.dtype == "float8_e4m3fn"]
+
     @classmethod
     def open(cls, directory: Path) -> "Model":
         """Opens a model directory: reads config.json and the headers of the weight files.
@@ -126,11 +139,11 @@ def find_intact(directory: Path, method: str, folder: str) -> Path | None:
 
 def method_at(directory: Path) -> str | None:
     """Returns the quant_method in the config.json of a directory. If config.json has no quantization_config, returns
-    "modelslim" for int8 weights that a description of msModelSlim beside them describes, and None for float weights.
+    "modelslim" for 8-bit weights that a description of msModelSlim beside them describes, and None for float weights.
     Returns None too if there are neither config.json nor weights.
 
     Raises FileError if config.json is damaged, if it is missing beside weights, or if it has no quantization_config
-    although the weights are int8 and there is no description.
+    although the weights are 8-bit codes and there is no description.
     """
     path = directory / CONFIG_FILE
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
@@ -141,10 +154,10 @@ def method_at(directory: Path) -> str | None:
     content = read_json(path).get("quantization_config")
     if isinstance(content, dict):
         return str(content.get("quant_method"))
-    if weights and any(tensor.stored.dtype == "int8" for tensor in Model.open(directory).tensors.values()):
+    if weights and Model.open(directory).coded:
         described = any(directory.glob(_DESCRIPTIONS)) and not any(directory.glob(_DESCRIBED_WEIGHTS))
         if described:  # a description with a weight file of its own is of other weights
             return "modelslim"
-        fact = "has no quantization_config, although the weights beside it are int8"
+        fact = "has no quantization_config, although the weights beside it are 8-bit codes"
         raise damage(path, fact, "Copy the file again, or calibrate again.")
     return None

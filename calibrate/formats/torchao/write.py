@@ -1,8 +1,8 @@
 """Writes the format `torchao`: a directory that diffusers loads with torchao 0.18 installed, and without Octavo.
 
-The layout is that of torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`: a weight
-X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file describe every tensor by
-name. Writing needs no torchao. A layer in torchao computes
+The layout is that of torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors), `Int8Tensor` and
+`Float8Tensor`: a weight X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file
+describe every tensor by name. Writing needs no torchao. An int8 layer in torchao computes
 
 y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
 
@@ -12,6 +12,9 @@ written, as a float with the bias correction added. deq is the product of both s
 weight scale of a static layer is written as deq / input scale, so that torchao multiplies by the same deq with which
 calibration measured the accuracy, up to the rounding of float32. The smoothing multiplier of the input becomes
 act_pre_scale.
+
+A Float8Tensor (`float8`) has codes and a scale for each output channel. Its layer divides each token by max / 448 in
+the dtype of the input, and adds the bias in float. It has no multiplier, so smoothing has to be folded.
 """
 
 import json
@@ -32,6 +35,7 @@ from ...layers.weights import check_finite_tensor
 from ...smoothing.fold import output_offset
 from ..corrections import has_bias_correction
 from ..diffusers.write import NONE, SHARD, config_of, state, write_config, write_weights
+from . import float8
 from .check import NAMES, WEIGHT
 
 _PLAIN = json.dumps({"_type": "Tensor"})
@@ -103,7 +107,10 @@ def write_torchao(
             if ranked_layer.layer.bias is not None:
                 key = f"{owner}.bias"
                 tensors[key], kinds[key] = Planned.of(bias_of(key, ranked_layer.layer)), _PLAIN
-    write_config(directory, config | {"quantization_config": QUANTIZATION_CONFIG}, modes)
+    quantization = QUANTIZATION_CONFIG
+    if any(not layer.integer for layer in layers.values()):
+        quantization = quantization | {"quant_type": {"default": float8.CONFIG}}
+    write_config(directory, config | {"quantization_config": quantization}, modes)
     write_weights(directory, tensors, kinds | {NAMES: json.dumps(list(kinds))}, modes, shard)
 
 
@@ -126,11 +133,14 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 
 def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, tensor) for each tensor that torchao's Int8Tensor stores for the weight of `ranked_layer`, among
-    them the input's scale and smoothing multiplier. The names are those in Int8Tensor, such as "scale"."""
+    """Yields (name, tensor) for each tensor that torchao's Int8Tensor or Float8Tensor stores for the weight of
+    `ranked_layer`, among them the input's scale and smoothing multiplier. The names are those in torchao, such as
+    "scale"."""
     layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)
+    if not layer.integer:
+        return
     yield "zero_point", torch.zeros(len(layer.weight), 1, dtype=torch.int8)
     if layer.calibrated:
         yield "act_quant_scale", layer.input_scale.view(axes)
@@ -153,7 +163,10 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
 
 
 def description(layer: QuantizedLayer) -> dict[str, Any]:
-    """Returns the metadata that describe a layer's weight, with the keys of torchao's Int8Tensor in torchao's order."""
+    """Returns the metadata that describe a layer's weight, with the keys of torchao's Int8Tensor or Float8Tensor in
+    torchao's order."""
+    if not layer.integer:
+        return float8.description(layer)
     mapping = "ASYMMETRIC" if layer.calibrated else "SYMMETRIC"
     kwargs: dict[str, Any] = {
         "granularity": _PER_TENSOR if layer.calibrated else _PER_ROW,

@@ -172,7 +172,7 @@ def test_a_flag_of_the_config_becomes_an_empty_tensor(tmp_path):
 def test_what_the_format_cannot_hold_is_refused_in_one_line(tmp_path):
     module = model("sd3")
     linear, conv = module.get_submodule(TO_Q), module.get_submodule("pos_embed.proj")
-    refused(lambda: exported(tmp_path / "a", module, {TO_Q: frozen(linear, "W8A8")}), 2, TO_Q, "--activations dynamic")
+    refused(lambda: exported(tmp_path / "a", module, {TO_Q: frozen(linear, "W8A8")}), 2, TO_Q, "scheme is W8A8")
     refused(
         lambda: exported(tmp_path / "b", module, {"pos_embed.proj": frozen(conv, "W8A8_DYNAMIC")}), 2, "convolution"
     )

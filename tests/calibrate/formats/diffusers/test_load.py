@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from diffusers import AutoModel, DiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import octavo
 from octavo.calibrate.calibration import calibrate
@@ -274,3 +274,39 @@ def test_open_sora_is_exported_and_loaded_with_the_same_integers(tmp_path, activ
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
     assert one.get_submodule("spatial_blocks.0.attn.qkv").weight.dtype == torch.int8
     assert TO_Q not in dict(one.named_modules())
+
+
+@pytest.mark.parametrize("clamping", [False, True])
+@pytest.mark.parametrize(
+    ("element", "activations"),
+    [("fp8", "static"), ("fp8", "timestep"), ("fp8", "dynamic"), ("fp8", "float"), ("mxfp8", "dynamic")],
+)
+def test_fp8_layers_are_loaded_as_they_were_measured(tmp_path, element, activations, clamping):
+    if clamping and element == "fp8":
+        return
+    settings = {"element": element, "activations": activations, "clamping": clamping, "smoothing": True}
+    folder, model, result, calls = exported(tmp_path / "out", formats=("diffusers",), **settings)
+    loaded = load(folder)
+    layers = integer_layers(loaded)
+    assert {layer.input_scheme.element.name for layer in layers.values()} == {element}
+    assert {layer.input_scheme.clamping for layer in layers.values()} == {clamping}
+    here, there = (
+        {name: tensor.reshape(-1).view(torch.uint8) for name, tensor in bits(of).items()}
+        for of in (layers, result.layers)
+    )
+    assert {name: tensor.tolist() for name, tensor in here.items()} == {n: t.tolist() for n, t in there.items()}
+    with quantized(model, result.layers):
+        wanted = run(model, calls)
+    torch.testing.assert_close(run(loaded, calls), wanted, atol=1e-4, rtol=1e-4)
+    octavo.accelerate(loaded, "reference")
+    torch.testing.assert_close(run(loaded, calls), wanted, atol=1e-5, rtol=1e-5)
+    assert all(verdict.ok for verdict in format_named("diffusers").check(folder))
+
+
+def test_codes_that_are_not_numbers_are_found(tmp_path):
+    folder, *_ = exported(tmp_path / "out", formats=("diffusers",), element="fp8")
+    tensors = load_file(folder / WEIGHTS)
+    tensors[f"{TO_Q}.weight"].view(torch.uint8)[0, 0] = 0x7F
+    save_file(tensors, folder / WEIGHTS)
+    (verdict,) = [verdict for verdict in format_named("diffusers").check(folder) if not verdict.ok]
+    assert "NaN" in verdict.fact

@@ -127,7 +127,9 @@ def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
     assert "convolution" in refused_export(
         model, {"pos_embed.proj": frozen(model.pos_embed.proj, "W8A8")}, tmp_path, {}
     )
-    assert "each noise level" in refused_export(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
+    assert "scheme is W8A8_TIMESTEP" in refused_export(
+        model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3}
+    )
     for axes in ({}, {TO_Q: 0}):
         assert "number of axes is unknown or changes" in refused_export(
             model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes
