@@ -49,7 +49,7 @@ def written(family: str, format_name: str, scheme: str, folder: Path, dtype: tor
     model = FAMILIES[family]().eval().requires_grad_(False).to(dtype)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     record = format_named(format_name)
-    kept = record.kept_float(model, names) if format_name in REFUSING else ()
+    kept = record.kept_float(model, names, scheme) if format_name in REFUSING else ()
     layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)

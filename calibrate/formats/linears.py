@@ -1,10 +1,9 @@
 """Collects the tensors of a model with integer layers, for libraries that name the tensors of an integer layer in their
-own way. All integer layers are linear layers of the scheme W8A8_DYNAMIC or W8A16."""
+own way. All integer layers are linear layers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
@@ -13,7 +12,8 @@ from octavo.capture.tensors import Planned
 
 from ..layers.install import all_names
 from ..layers.modules import QuantizedLayer, QuantizedLinear
-from ..layers.weights import check_finite_tensor
+from ..layers.scheme import in_float32
+from ..layers.weights import check_finite_tensor, decoded, spread
 from .diffusers.write import state
 
 Parts = Callable[[str, QuantizedLayer], Iterable[tuple[str, Planned]]]
@@ -76,7 +76,8 @@ def float_parts(layer: QuantizedLayer) -> Iterator[tuple[str, Planned]]:
 def dequantized(layer: QuantizedLayer) -> Tensor:
     """Returns the weight of an integer layer in the layer's float dtype: codes times scale, with the layer's rotation
     undone."""
-    weight = layer.weight.detach().to(torch.float32) * layer.weight_scale.view(-1, 1)
+    codes = in_float32(layer.weight.detach())
+    weight = codes.mul_(spread(decoded(layer.weight_scale), codes))
     page_out(layer.weight)
     transform = layer.transform
     return (weight if transform is None else transform.weight(weight)).to(layer.dtype)  # a rotation is its own inverse
