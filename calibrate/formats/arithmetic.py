@@ -31,7 +31,8 @@ class ErrorRatios(NamedTuple):
     `scales` is the ratio for deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
     its `scales` is the ratio for the difference between its outputs computed in float32 and in float64. The same holds
     for a W8A8_MXFP8 layer. `bias` is the ratio for quant_bias, which should have the effect of the float bias and the
-    zero point; 0.0 for these two kinds of layers, which have no quant_bias. `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
+    zero point; 0.0 for these two kinds of layers, which have no quant_bias. `scales` and `bias` are 0.0 for a W8A16
+    layer, which computes no integer sums.
     """
 
     scales: float

@@ -132,10 +132,9 @@ def _tensors(files: Files, schemes: Mapping[str, str]) -> Iterator[Verdict]:
     if packed:
         fact = f"{packed} is int64: SGLang runs in bfloat16 and takes the bits for a number, without an error"
         yield Verdict(CONSUMER, "dtypes", False, f"{fact}. Calibrate with --dtype bfloat16")
-    fact = next((fact for name, word in schemes.items() if (fact := _unfit(files, name, word))), "")
-    fact = fact or _undescribed(files, schemes) or ""
-    if fact:
-        yield Verdict(CONSUMER, "codes", False, f"{fact}. {_AGAIN}")
+    faults = (fault for name, word in schemes.items() if (fault := _unfit(files, name, word)))
+    if fault := next(faults, None) or _undescribed(files, schemes):
+        yield Verdict(CONSUMER, "codes", False, f"{fault}. {_AGAIN}")
     missing = [
         (f"{name}.{leaf}", result)
         for name, word in schemes.items()

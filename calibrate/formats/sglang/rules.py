@@ -1,5 +1,5 @@
-"""Defines the names of files and keys in SGLang's 8-bit checkpoints, and decides which models and layers SGLang can load
-in 8 bits. Importing this module needs no torch."""
+"""Defines the names of files and keys in SGLang's 8-bit checkpoints, and decides which models and layers SGLang can
+load in 8 bits. Importing this module needs no torch."""
 
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[s
     """Returns the names of the layers that have to stay float because SGLang can only hold them as float. They are
     among `names`, the layers of `model` that would become 8-bit layers of `scheme`."""
     kind = type(model).__name__
-    fitting = [name for name in names if fits(model.get_submodule(name).weight.shape[1], scheme)]
+    weights = {name: model.get_parameter(f"{name}.weight") for name in names}
+    fitting = [name for name, weight in weights.items() if fits(weight.shape[1], scheme)]
     return set(names) - MODELS[kind].written(fitting, linears_in(model)) if kind in MODELS else set()
 
 

@@ -2,8 +2,8 @@
 
 The tensors and the description, a JSON file that gives the scheme of each tensor, are those of the format `ascend` for
 a model in bfloat16. If SGLang has another name for a layer than diffusers, the description gives the layer's scheme, or
-FLOAT, under both names. An 8-bit layer that SGLang can only hold as float is written in float: its weight is codes times
-scale. So is a W8A8_MXFP8 layer whose number of inputs 64 does not divide. The weight files have diffusers' names.
+FLOAT, under both names. An 8-bit layer that SGLang can only hold as float is written in float: its weight is codes
+times scale. So is a W8A8_MXFP8 layer whose number of inputs 64 does not divide. The weight files have diffusers' names.
 """
 
 import json

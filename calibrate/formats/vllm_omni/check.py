@@ -1,5 +1,6 @@
 """Checks whether vLLM-Omni can load a transformer directory with its quantization methods `int8` and `mxfp8`. Also
-reports faults that change the output of the model without an error from vLLM-Omni. The rules are those in vLLM-Omni's source."""
+reports faults that change the output of the model without an error from vLLM-Omni. The rules are those in vLLM-Omni's
+source."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,7 @@ def _wrong_config(config: dict[str, Any], method: Method, names: list[str]) -> s
 
 
 def _other_codes(model: Model, method: Method) -> str:
-    """Returns which weight has codes of another type than `method` reads, in words, with advice; "" if there is none."""
+    """Returns the first weight with codes that `method` does not read, in words, with advice; "" without one."""
     for key, tensor in model.tensors.items():
         dtype = tensor.stored.dtype
         if key.endswith(_WEIGHT) and dtype in _CODES and dtype != method.codes:

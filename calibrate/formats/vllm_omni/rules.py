@@ -50,7 +50,8 @@ BY_SCHEME = {method.scheme: method for method in _METHODS}
 
 def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
     """Returns the names of the layers that have to stay float because vLLM-Omni can only hold them as float, or joins
-    them with such a layer. They are among `names`, the layers of `model` that would become 8-bit layers, of any `scheme`."""
+    them with such a layer. They are among `names`, the layers of `model` that would become 8-bit layers. `scheme` makes
+    no difference."""
     kind = type(model).__name__
     return set(names) - MODELS[kind].written(names, linears_in(model)) if kind in MODELS else set()
 

@@ -4,9 +4,9 @@
 An int8 layer X has X.weight in int8 and X.weight_scale in float32 (out, 1). An MXFP8 layer X has X.weight in
 float8_e4m3fn and X.weight_scale in uint8 (out, in / 32), the exponents of powers of two plus 127. Both have X.bias if
 the float layer has one. All other tensors are float. The key `ignored_layers` of the quantization_config lists the
-float layers that vLLM-Omni would otherwise take for 8-bit layers, by their names in diffusers and in vLLM-Omni. An 8-bit
-layer that vLLM-Omni can only hold as float is written in float: its weight is codes times scale, in the dtype of the
-model.
+float layers that vLLM-Omni would otherwise take for 8-bit layers, by their names in diffusers and in vLLM-Omni. An
+8-bit layer that vLLM-Omni can only hold as float is written in float: its weight is codes times scale, in the dtype of
+the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -43,8 +43,8 @@ def write_vllm_omni(
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value. Weights of more than `shard` bytes are split into several files with an index. Raises UsageError for
-    a model that vLLM-Omni cannot load with 8-bit layers and for a layer that the format cannot hold, and for layers of several
-    schemes; NumbersError for a number to be written that is not finite.
+    a model that vLLM-Omni cannot load with 8-bit layers, for a layer that the format cannot hold, and for layers of
+    several schemes; NumbersError for a number to be written that is not finite.
     """
     config = config_of(model)
     kind = type(model).__name__
