@@ -4,10 +4,10 @@
     python -m bench.bench_mindie DIR
 
 DIR is a directory outside the project's environment, where pip installs MindIE-SD. MindIE-SD's loader and layers run
-unchanged. The operators of torch_npu are replaced by those of tests/helpers/npu_standin.py and npu_mx_standin.py, which follow
-Ascend's documentation. The column "other operator" repeats the comparison to show that it detects a difference: with an
-npu_quantize that rounds before it adds the zero point, or, for MXFP8, with an npu_dynamic_mx_quant that chooses scales
-with which no code is clamped.
+unchanged. The operators of torch_npu are replaced by those of tests/helpers/npu_standin.py and npu_mx_standin.py, which
+follow Ascend's documentation. The column "other operator" repeats the comparison to show that it detects a difference:
+with an npu_quantize that rounds before it adds the zero point, or, for MXFP8, with an npu_dynamic_mx_quant that chooses
+scales with which no code is clamped.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calibrate.formats.ascend.names import file_names
-from octavo.calibrate.formats.export import kept_float
 from octavo.calibrate.formats.ascend.write import write_ascend
+from octavo.calibrate.formats.export import kept_float
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.schemes import MXFP8
 from octavo.calibrate.result import Result
