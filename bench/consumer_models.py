@@ -13,7 +13,7 @@ from octavo.calibrate.formats import format_named
 from octavo.calibrate.formats.record import Deployment
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.layers.noise_level import NoiseLevel
-from octavo.calibrate.layers.schemes import SCHEMES
+from octavo.calibrate.layers.schemes import BLOCK, MXFP8, SCHEMES
 from octavo.capture.files import Modes
 from tests.zoo import image_pipelines, pipelines
 from tests.zoo.fp8_layers import fp8_layer
@@ -37,6 +37,13 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "z_image": lambda: image_pipelines.z_image()[0].transformer,
 }  # fmt: skip
+# the models whose layers have too few inputs for blocks, made wider
+WIDER: dict[str, Callable[[], nn.Module]] = {
+    "flux": lambda: d.FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=32,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(8, 8, 16),
+    ),
+}  # fmt: skip
 TITLES = {
     "sd3": "Stable Diffusion 3", "flux": "Flux.1", "flux2": "Flux.2", "qwen_image": "Qwen-Image", "wan": "Wan 2.1",
     "z_image": "Z-Image",
@@ -45,15 +52,21 @@ TITLES = {
 
 def written(family: str, format_name: str, scheme: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """Writes a tiny model of `family` to `folder` in the format called `format_name`, with all linear layers but one in
-    integers of this `scheme`, and beside it the layers, with an input and Octavo's output of each. Returns the float
-    model."""
+    codes of this `scheme` (in MXFP8, those whose number of inputs 32 divides), and beside it the layers, with an input
+    and Octavo's output of each. Returns the float model."""
     torch.manual_seed(0)
-    model = FAMILIES[family]().eval().requires_grad_(False).to(dtype)
+    make = WIDER.get(family, FAMILIES[family]) if scheme == MXFP8 else FAMILIES[family]
+    model = make().eval().requires_grad_(False).to(dtype)
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if scheme == MXFP8:
+        names = [name for name in names if model.get_submodule(name).in_features % BLOCK == 0]
     record = format_named(format_name)
-    kept = record.kept_float(model, names) if format_name in REFUSING else ()
-    made: Callable[..., QuantizedLayer] = frozen if scheme in SCHEMES else fp8_layer
-    layers = {name: made(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
+    kept = record.kept_float(model, names, scheme) if format_name in REFUSING else ()
+
+    def made(module: nn.Module) -> QuantizedLayer:
+        return frozen(module, scheme, record.clamping) if scheme in (*SCHEMES, MXFP8) else fp8_layer(module, scheme)
+
+    layers = {name: made(model.get_submodule(name)) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)

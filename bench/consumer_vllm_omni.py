@@ -4,10 +4,10 @@
 
 vLLM-Omni and vLLM are not part of this project: they are installed into a folder of their own and run in a process of
 their own, on the CPU, as they do on an Ascend NPU. Their configs, models, loaders and int8 layers run unchanged; only
-the operators of torch_npu are those of tests/helpers/npu_standin.py. For a tiny model of each family the program writes
-the files; vLLM-Omni reads config.json, builds its model and loads the weights. The program checks that every parameter
-is loaded, that integers and scales are those that were written, also in joined layers, and that each int8 layer puts
-out what Octavo's layer does, up to bfloat16.
+the operators of torch_npu are those of tests/helpers/npu_standin.py and npu_mx_standin.py. For a tiny model of each
+family the program writes the files; vLLM-Omni reads config.json, builds its model and loads the weights. The program
+checks that every parameter is loaded, that codes and scales are those that were written, also in joined layers, and
+that each int8 layer puts out what Octavo's layer does, up to bfloat16, and each MXFP8 layer exactly that.
 """
 
 import json
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .consumer_environment import stand_in
-from .consumer_jobs import REFERENCE, Job, Proof, agreement, answer, decibels
+from .consumer_jobs import EQUAL, REFERENCE, Job, Proof, agreement, answer, decibels
 from .consumer_packages import ABSENT_FOR_VLLM, ASK_FIRST, VLLM_OMNI
 
 MODULES = {
@@ -33,20 +33,21 @@ MODULES = {
     "wan": ("wan2_2.wan2_2_transformer", "WanTransformer3DModel"),
     "z_image": ("z_image.z_image_transformer", "ZImageTransformer2DModel"),
 }
-LEAST = 50.0  # dB; both round the output to bfloat16
+INT8, MXFP8 = "W8A8_DYNAMIC", "W8A8_MXFP8"
+LEAST = {INT8: 50.0, MXFP8: EQUAL}  # dB; in int8, both round the output to bfloat16
 
 
 def judge(job: Job, facts: Mapping[str, Any]) -> tuple[bool, str]:
     """Returns whether the facts of a directory are as they should be, and the facts in words."""
     faults = [] if facts["equal"] else ["other numbers than those that were written"]
     faults += [f"{facts['unloaded']} parameters not loaded"] if facts["unloaded"] else []
-    fact = ", ".join([f"{facts['layers']} int8 layers", agreement(facts["least"]), *faults])
-    return bool(facts["layers"]) and not faults and facts["least"] > LEAST, fact
+    fact = ", ".join([f"{facts['layers']} layers", agreement(facts["least"]), *faults])
+    return bool(facts["layers"]) and not faults and facts["least"] > LEAST[job.scheme], fact
 
 
 PROOF = Proof(
-    "bench.consumer_vllm_omni", "vllm-omni", VLLM_OMNI, tuple(MODULES), {"W8A8_DYNAMIC": torch.bfloat16}, "computed",
-    judge, {"VLLM_TARGET_DEVICE": "empty"},
+    "bench.consumer_vllm_omni", "vllm-omni", VLLM_OMNI, tuple(MODULES), {INT8: torch.bfloat16, MXFP8: torch.bfloat16},
+    "computed", judge, {"VLLM_TARGET_DEVICE": "empty"},
 )  # fmt: skip
 
 
@@ -95,12 +96,14 @@ def compute(job: Job) -> dict[str, Any]:
 
 def _torch_npu() -> None:
     """Puts a module torch_npu in place that has the operators of the stand-in."""
-    from tests.helpers import npu_standin
+    from tests.helpers import npu_mx_standin, npu_standin
 
     module = ModuleType("torch_npu")
     module.__spec__ = ModuleSpec("torch_npu", None)
     for name, kernel in npu_standin.KERNELS.items():
         setattr(module, name, _numbered(kernel))
+    npu_mx_standin.put_into(module)
+    torch.Tensor.npu = lambda tensor: tensor  # type: ignore[attr-defined]
     sys.modules["torch_npu"] = module
 
 
@@ -124,7 +127,7 @@ def _loaded(out: Path, module: str, kind: str) -> tuple[torch.nn.Module, set[str
 
     content = json.loads((out / "config.json").read_text())
     config = TransformerConfig.from_dict(content)
-    assert config.quant_method == "int8"
+    assert config.quant_method in ("int8", "mxfp8")
     options: Any = SimpleNamespace(
         parallel_config=DiffusionParallelConfig(), tf_model_config=config, dtype=torch.bfloat16,
         quantization_config=config.quant_config,
@@ -141,7 +144,7 @@ def _loaded(out: Path, module: str, kind: str) -> tuple[torch.nn.Module, set[str
 
 
 def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Compares the int8 layers of vLLM-Omni's model with those that were written, first the numbers, then the outputs
+    """Compares the 8-bit layers of vLLM-Omni's model with those that were written, first the numbers, then the outputs
     of the layers."""
     from vllm.model_executor.layers.linear import LinearBase
 
@@ -157,14 +160,15 @@ def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> d
         members = sorted(unsorted, key=_place)
         module = modules.get(own) or by_name.get(own) or by_name.get(own.removesuffix(".0"))
         assert isinstance(module, LinearBase), own
-        is_int8 = module.weight.dtype == torch.int8
-        assert is_int8 == (members[0] in integers), own
-        if not is_int8:
+        quantized = hasattr(module, "weight_scale")
+        assert quantized == (members[0] in integers), own
+        if not quantized:
             continue
         layers = [reference[name]["tensors"] for name in members]
         count += 1
-        equal &= torch.equal(module.weight, torch.cat([layer["weight"] for layer in layers]))
-        equal &= torch.equal(module.weight_scale.flatten(), torch.cat([layer["weight_scale"] for layer in layers]))
+        equal &= torch.equal(module.weight.float(), torch.cat([layer["weight"].float() for layer in layers]))
+        scales = torch.cat([layer["weight_scale"] for layer in layers])
+        equal &= torch.equal(module.weight_scale.flatten(), scales.flatten())
         module.quant_method.process_weights_after_loading(module)
         y = module.quant_method.apply(module, reference[members[0]]["x"], module.bias)
         exact = torch.cat([reference[name]["y"] for name in members], 1)

@@ -12,12 +12,15 @@ import numpy as np
 
 from octavo.capture.arrays import Array
 
+from ..layers.schemes import BLOCK
+from . import e4m3
 from .integers import Integers
 
 _ROWS = 4  # rows of random input, with a fixed seed, that each layer is computed on
 _DEQ_ERROR = 2.0**-11  # largest relative rounding error of deq_scale: the device uses 10 bits of its mantissa
 _FLOAT_ERROR = 2.0**-22  # relative rounding error of four float32 operations, 2**-24 each
 _HALF = 0.51  # largest rounding error of quant_bias, in steps of the accumulator: 0.5, and 2 % for float arithmetic
+_UNIT = 2.0**-24  # largest relative rounding error of a float32 operation
 _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
@@ -26,9 +29,10 @@ class ErrorRatios(NamedTuple):
     above 1.0 is a fault.
 
     `scales` is the ratio for deq, which should equal input scale times weight scale. A W8A8_DYNAMIC layer has no deq;
-    its `scales` is the ratio for the difference between its outputs computed in float32 and in float64. `bias` is the
-    ratio for quant_bias, which should have the effect of the float bias and the zero point; 0.0 for a W8A8_DYNAMIC
-    layer, which has no quant_bias. `scales` and `bias` are 0.0 for a W8A16 layer, which computes no integer sums.
+    its `scales` is the ratio for the difference between its outputs computed in float32 and in float64. The same holds
+    for a W8A8_MXFP8 layer. `bias` is the ratio for quant_bias, which should have the effect of the float bias and the
+    zero point; 0.0 for these two kinds of layers, which have no quant_bias. `scales` and `bias` are 0.0 for a W8A16
+    layer, which computes no integer sums.
     """
 
     scales: float
@@ -52,6 +56,8 @@ def error_ratios(layer: Integers) -> ErrorRatios:
     Both outputs are computed in float64 for each timestep bin, from the same random codes with a fixed seed. For a
     convolution they are computed at a single output position.
     """
+    if layer.blocks:
+        return ErrorRatios(_block_error_ratio(layer), 0.0)
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
     if not layer.ranged:
@@ -132,3 +138,19 @@ def _dynamic_error_ratio(layer: Integers) -> float:
         output = output + layer.bias.astype(np.float32)
         exact, rounding = exact + layer.float_bias, rounding + _FLOAT_ERROR * np.abs(layer.float_bias)
     return _largest(np.abs(output - exact) / (rounding + _SMALLEST))
+
+
+@np.errstate(all="ignore")  # damaged numbers overflow
+def _block_error_ratio(layer: Integers) -> float:
+    """Returns the largest difference between a W8A8_MXFP8 layer's output in float32 and in float64, divided by the
+    largest difference that rounding can cause; infinity if an output is outside float32. The inputs are random with a
+    fixed seed, and become codes as in Ascend's npu_dynamic_mx_quant."""
+    inputs = layer.weight.shape[1]
+    x = e4m3.in_blocks(np.random.default_rng(0).standard_normal((_ROWS, inputs)), BLOCK)
+    scale = np.ldexp(1.0, layer.weight_scale.astype(np.int32) - 127)
+    weight = e4m3.VALUES[layer.weight].astype(np.float64) * scale.repeat(BLOCK, 1)
+    exact = x @ weight.T + layer.float_bias
+    output = x.astype(np.float32) @ weight.astype(np.float32).T + layer.float_bias.astype(np.float32)
+    sizes = np.abs(x) @ np.abs(weight).T + np.abs(layer.float_bias)
+    ratios = np.abs(output - exact) / ((inputs + 2) * _UNIT * sizes + _SMALLEST)
+    return float("inf") if not np.isfinite(output).all() else _largest(ratios)

@@ -137,16 +137,19 @@ def check_model(formats: Sequence[str], model: nn.Module, dtype: str | None = No
             raise UsageError(f"format {record.name}: {fact}. Use --dtype {record.dtypes[0]}.")
 
 
-def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str]) -> dict[str, str]:
+def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str], scheme: str = "") -> dict[str, str]:
     """Returns a dict from layer name to reason. It has those layers of `names` that the software for one of `formats`
-    can only hold as float. `names` are the layers of `model` that would otherwise become integer layers."""
+    can only hold as float. `names` are the layers of `model` that would otherwise become 8-bit layers of `scheme`; ""
+    leaves out what depends on the scheme."""
     reasons: dict[str, str] = {}
     count = -1
     while len(reasons) > count:  # a layer that stays float for one format may keep others float in another
         count = len(reasons)
         for record in map(format_named, formats):
             left = [name for name in names if name not in reasons]
-            reasons |= dict.fromkeys(record.kept_float(model, left), f"{record.consumer} can only hold it as float")
+            reasons |= dict.fromkeys(
+                record.kept_float(model, left, scheme), f"{record.consumer} can only hold it as float"
+            )
     return reasons
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from octavo.capture.arrays import Array
 
-from ..layers.schemes import DYNAMIC, RANGED
+from ..layers.schemes import DYNAMIC, MXFP8, RANGED
 
 if TYPE_CHECKING:
     from ..layers.modules import QuantizedLayer
@@ -18,9 +18,11 @@ class Integers(NamedTuple):
 
     | field        | meaning                                                                               |
     |--------------|---------------------------------------------------------------------------------------|
-    | scheme       | W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16                                            |
-    | weight       | weight codes, int8 (out, in), or (out, in, height, width) for a convolution           |
-    | weight_scale | scale of each output channel, float32 (out,)                                          |
+    | scheme       | W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC, W8A16 or W8A8_MXFP8                                |
+    | weight       | weight codes, int8 (out, in), or (out, in, height, width) for a convolution; for      |
+    |              | W8A8_MXFP8 uint8, the bits of float8_e4m3fn                                           |
+    | weight_scale | scale of each output channel, float32 (out,); for W8A8_MXFP8 uint8 (out, in / 32),    |
+    |              | the exponents of the powers of two that blocks of inputs share, plus 127              |
     | bias         | the float bias (out,); None without one                                               |
     | input_scale  | float32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                 |
     | zero_point   | zero point of the input, int32 (bins,) for W8A8 and W8A8_TIMESTEP, else None          |
@@ -44,7 +46,10 @@ class Integers(NamedTuple):
     def of(cls, layer: "QuantizedLayer") -> "Integers":
         """Makes an object with the weight codes, scales and so on of the integer layer `layer`, copied to the CPU if
         the layer is on another device."""
-        weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
+        import torch
+
+        codes, scale = layer.weight.detach().cpu(), layer.weight_scale.cpu().numpy()
+        weight = (codes if layer.integer else codes.view(torch.uint8)).numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:
             return cls(layer.scheme, weight, scale, bias)
@@ -53,7 +58,7 @@ class Integers(NamedTuple):
 
     @property
     def rows(self) -> Array:
-        """The weight codes as int8 (out, in). For a convolution, each output channel has a row of all its kernel's
+        """The weight codes as (out, in). For a convolution, each output channel has a row of all its kernel's
         numbers: input channels x height x width."""
         return self.weight.reshape(len(self.weight), -1)
 
@@ -72,3 +77,8 @@ class Integers(NamedTuple):
     def dynamic(self) -> bool:
         """True if the layer computes a scale for each token when it runs (W8A8_DYNAMIC)."""
         return self.scheme == DYNAMIC
+
+    @property
+    def blocks(self) -> bool:
+        """True if blocks of inputs share a power of two (W8A8_MXFP8)."""
+        return self.scheme == MXFP8

@@ -1,5 +1,5 @@
 """Collects the tensors of a model with integer layers, for libraries that name the tensors of an integer layer in their
-own way. All integer layers are linear layers of the scheme W8A8_DYNAMIC or W8A16."""
+own way. All integer layers are linear layers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial

@@ -70,8 +70,9 @@ def linears_in(model: "nn.Module") -> list[str]:
     return [name for name, module in modules if isinstance(module, (nn.Linear, QuantizedLinear))]
 
 
-def not_linear(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns those of `names`, names of layers of `model`, that belong to convolutions and not to linear layers."""
+def not_linear(model: "nn.Module", names: Collection[str], scheme: str = "") -> set[str]:
+    """Returns those of `names`, names of layers of `model`, that belong to convolutions and not to linear layers, in
+    whatever `scheme`."""
     return set(names) - set(linears_in(model))
 
 

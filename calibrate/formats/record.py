@@ -99,8 +99,8 @@ def any_model(kind: str, config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def no_layers(model: "nn.Module", names: Collection[str]) -> Collection[str]:
-    """Returns no names for any model. Formats that hold every layer in integers have this function as their
+def no_layers(model: "nn.Module", names: Collection[str], scheme: str) -> Collection[str]:
+    """Returns no names for any model and scheme. Formats that hold every layer in 8 bits have this function as their
     `kept_float`."""
     return ()
 
@@ -137,8 +137,9 @@ class Format:
     | read        | function from the path that `find` returns to a Readable; None if other software loads the layers  |
     | refusal     | function from the class name and the configuration of a denoiser to the reason why the format      |
     |             | cannot hold it, and what the user can do; None if it can                                           |
-    | kept_float  | function that takes a denoiser and the names of the layers that would become integer layers, and   |
-    |             | returns the names of those that have to stay float for the consumer                                |
+    | kept_float  | function that takes a denoiser, the names of the layers that would become 8-bit layers, and their  |
+    |             | scheme ("" if it is not known), and returns the names of those that have to stay float for the     |
+    |             | consumer                                                                                           |
     | dtypes      | dtypes in which the consumer runs a denoiser, such as "bfloat16"; empty if it runs any             |
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
@@ -166,7 +167,7 @@ class Format:
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
     refusal: Callable[[str, Mapping[str, Any]], str | None] = any_model
-    kept_float: "Callable[[nn.Module, Collection[str]], Collection[str]]" = no_layers
+    kept_float: "Callable[[nn.Module, Collection[str], str], Collection[str]]" = no_layers
     dtypes: tuple[str, ...] = ()
     folds: bool = False
     made_biases: bool = True

@@ -72,7 +72,7 @@ class Search:
     most runs for measuring the error of each scheme. If measuring each layer alone would take more than `runs`, layers
     of a transformer block are measured together as a group: those of one submodule, or all of them. `refining`: the
     most runs for trying exchanges, in which one or two groups change their scheme. Exchanges are tried if the measured
-    error of the whole choice is more than 1.5 times the sum of the errors that were measured for single groups. """
+    error of the whole choice is more than 1.5 times the sum of the errors that were measured for single groups."""
 
     schemes: tuple[str, ...] = ()
     runs: int = 600

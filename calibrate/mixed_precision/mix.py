@@ -68,9 +68,7 @@ def mixed(
     used = cost_of_choice([group.options for group in groups], selection.chosen).plus(fixed)
     report = {
         **_budget_report(budget, limit, summed(before.values()), used),
-        "schemes": {
-            scheme: sum(used == scheme for used in schemes.values()) for scheme in search.schemes
-        },
+        "schemes": {scheme: sum(used == scheme for used in schemes.values()) for scheme in search.schemes},
         "float": len(names) - len(schemes),
         **_error_report(groups, selection, runs),
     }

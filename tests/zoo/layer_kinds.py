@@ -1,6 +1,7 @@
 """Integer layers of every scheme, built directly, and a small denoiser with a timestep argument."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.manifest import MANIFEST
-from octavo.calibrate.layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
+from octavo.calibrate.layers.inputs import RULES, DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
 from octavo.calibrate.plan import Plan
@@ -56,20 +57,21 @@ def static(extent: Range, dtype: torch.dtype) -> StaticInput:
     return StaticInput(qparams)
 
 
-def input_of(kind: str, dtype: torch.dtype) -> Input:
-    """Returns the input quantization of a layer of this scheme."""
+def input_of(kind: str, dtype: torch.dtype, clamping: bool = False) -> Input:
+    """Returns the input quantization of a layer of this scheme; with `clamping`, as Ascend's for MXFP8."""
     inputs: dict[str, Input] = {
         "W8A8": static(RANGES[0], dtype),
         "W8A8_TIMESTEP": TimestepInput(stacked(dtype), torch.tensor(EDGES)),
         "W8A8_DYNAMIC": DynamicInput(),
         "W8A16": FloatInput(),
+        "W8A8_MXFP8": DynamicInput(scheme=replace(RULES["W8A8_MXFP8"], clamping=clamping)),
     }
     return inputs[kind]
 
 
-def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
+def frozen(module: nn.Module, kind: str, clamping: bool = False, **options: Any) -> QuantizedLayer:
     """Returns an integer layer of this scheme for a float layer."""
-    return build(nearest(module.weight, module.bias, input_of(kind, module.weight.dtype), **options), module)
+    return build(nearest(module.weight, module.bias, input_of(kind, module.weight.dtype, clamping), **options), module)
 
 
 def static_of(module: nn.Module, index: int) -> QuantizedLayer:

@@ -19,7 +19,7 @@ def nearest(
     weight: Tensor, bias: Tensor | None, input: Input, *, multiplier: Tensor | None = None, **more: Tensor | None
 ) -> Numbers | str:
     """Returns the Numbers of a layer whose weight is rounded to nearest, or the reason why it has none."""
-    rounded = round_to_nearest(weight)
+    rounded = round_to_nearest(weight, scheme=input.weights)
     assert rounded is not None
     return numbers_of(rounded, bias, input, weight.dtype, None if multiplier is None else Multiply(multiplier), **more)
 

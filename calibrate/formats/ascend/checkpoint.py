@@ -15,12 +15,13 @@ from octavo.capture.errors import FileError, damage
 from octavo.capture.sealed import json_object, read_bytes
 from octavo.capture.store.headers import Stored
 
-from ...layers.schemes import SCHEMES
 from .names import (
     CORRECTED,
     DESCRIPTION_FILE,
+    DTYPE,
     EDGES,
     GEOMETRY,
+    HELD,
     INNER,
     LEVELS,
     MADE_BIASES,
@@ -65,9 +66,9 @@ class Checkpoint:
         self.description = read_description(self.description_path)
         self.tensors, self.metadata = read_header(self.weight_path)
         self.scheme = self.description.get(MODEL_TYPE)
-        if self.scheme not in SCHEMES:
+        if self.scheme not in HELD:
             fact = f"{MODEL_TYPE} is {self.scheme!r}, an unknown scheme"
-            raise damage(self.description_path, fact, f"Upgrade Octavo; this version reads {', '.join(SCHEMES)}.")
+            raise damage(self.description_path, fact, f"Upgrade Octavo; this version reads {', '.join(HELD)}.")
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
@@ -75,7 +76,7 @@ class Checkpoint:
         the description names its weight X.linear.weight, not X.weight; the key in the dict is still X."""
         schemes = {}
         for key, word in self.description.items():
-            if word in SCHEMES and key.endswith(_WEIGHT):
+            if word in HELD and key.endswith(_WEIGHT):
                 name = key.removesuffix(_WEIGHT)
                 outer = name.removesuffix("." + INNER[:-1])
                 schemes[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
@@ -92,14 +93,16 @@ class Checkpoint:
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Returns the values of the tensor called `key`, bfloat16 converted to float32. Raises FileError if the tensor
-        is missing, if its dtype is not in `dtypes` (names such as "bfloat16"), or if its shape is not `shape`; None
-        allows any shape."""
+        """Returns the values of the tensor called `key`, bfloat16 converted to float32; of a float8_e4m3fn tensor, the
+        bits as uint8. Raises FileError if the tensor is missing, if its dtype is not in `dtypes` (names such as
+        "bfloat16"), or if its shape is not `shape`; None allows any shape."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing", _REMEDY)
         if stored.dtype not in dtypes or (shape is not None and stored.shape != shape):
             raise damage(self.weight_path, f"{key} is {dtype_and_shape(stored)}, which no export writes", _REMEDY)
+        if stored.dtype == "float8_e4m3fn":
+            stored = stored._replace(dtype="uint8")
         return read_array(self.weight_path, stored)
 
     @property
@@ -137,6 +140,12 @@ class Checkpoint:
         """Returns whether the layer `name` has a bias only for its bias correction: its float layer has no bias."""
         return self._listed(MADE_BIASES, name)
 
+    @property
+    def float_dtype(self) -> str | None:
+        """The dtype of the float layers of W8A8_MXFP8 layers, such as "bfloat16"; None if the file does not say."""
+        dtype = self._metadata(DTYPE, None)
+        return dtype if dtype in FLOATS else None
+
     def convolution(self, name: str) -> Convolution:
         """Returns the stride, padding, dilation and groups of the convolution `name`. Raises FileError if the metadata
         of the weight file lack them."""
@@ -171,7 +180,7 @@ def file_names_in(directory: Path) -> tuple[str, str]:
     """Returns the names of the weight file and the description in a directory: the files that a single process wrote,
     or if there are none, the files of the first rank of a distributed run. Raises FileError if there is no
     description."""
-    for scheme in SCHEMES:
+    for scheme in HELD:
         name = DESCRIPTION_FILE.format(scheme.lower())
         ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))
         for description in [name] * (directory / name).is_file() + ranks:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
+from ...layers.schemes import DYNAMIC, MXFP8, STATIC, TIMESTEP, WEIGHT_ONLY
 from ..record import Deployment, Description, Format, Readable
 from .check import check
 from .checkpoint import Checkpoint
+from .mindie import kept_float
 from .names import DESCRIPTION_FILE
 
 if TYPE_CHECKING:
@@ -63,8 +65,10 @@ def describe(path: Path) -> Description:
 FORMATS = (
     Format(
         name="ascend",
-        files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?(_\d+)?\.(safetensors|json)",
+        files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep|_mxfp8)?(_\d+)?\.(safetensors|json)",
         writer=write,
+        schemes=(STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY, MXFP8),
+        clamping=True,
         transforms=("Multiply",),
         consumer="MindIE-SD",
         find=find,
@@ -72,5 +76,6 @@ FORMATS = (
         optional=frozenset({"in bfloat16"}),
         describe=describe,
         read=read,
+        kept_float=kept_float,
     ),
 )

@@ -13,6 +13,9 @@
 - The bias is read only if the layer of the float model has one.
 - A W8A8 layer adds quant_bias to its sum and does not use its bias. W8A8_DYNAMIC and W8A16 layers use
   weight_scale in the dtype in which the model runs.
+- A W8A8_MXFP8 layer has its weight in float8_e4m3fn, or in a float dtype that is cast at each call, and weight_scale in
+  uint8, (out, in / 32) rounded up. Its input becomes codes by npu_dynamic_mx_quant, which Ascend 950 has. A layer
+  without a bias ends in an AttributeError when it runs.
 - A W8A8_TIMESTEP layer has the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i,
   if the timestep_config given to `quantize` says "static" for step i. Without a timestep_config, every step is computed
   as in W8A8_DYNAMIC. The largest i for all layers is given by the number of rows of the layer that was loaded last.
@@ -22,14 +25,19 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from octavo.capture.errors import OctavoError
 
+from ...layers.schemes import BLOCK, MXFP8
 from ..verdict import Verdict
 from .checkpoint import FLOATS, Checkpoint, dtype_and_shape, file_names_in, rank_of
 from .names import MUL_SCALE, file_names
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts, for files and directories
 _MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
@@ -39,7 +47,14 @@ _KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
     "W8A8_TIMESTEP": (*_STATIC, "weight_scale"),
     "W8A8_DYNAMIC": ("weight", "weight_scale"),
     "W8A16": ("weight", "weight_scale"),
+    MXFP8: ("weight", "weight_scale"),
 }
+
+
+def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
+    """Returns the names of the layers that have to stay float because MindIE-SD cannot run them in `scheme`:
+    W8A8_MXFP8 layers without a bias. They are among `names`, the layers of `model` that would become 8-bit layers."""
+    return {name for name in names if scheme == MXFP8 and model.get_submodule(name).bias is None}
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
@@ -117,8 +132,8 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP layers of `checkpoint`, and the W8A16 layers that
-    have a smoothing multiplier. Yields none if there are no such layers."""
+    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP and W8A8_MXFP8 layers of `checkpoint`, and the
+    W8A16 layers that have a smoothing multiplier. Yields none if there are no such layers."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]
@@ -127,6 +142,13 @@ def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
         fact += "TimestepPolicyConfig('static')"
         same = len(rows) == 1
         yield Verdict("MindIE-SD", "timesteps", same, fact if same else "the layers have different numbers of rows")
+    blocks = [name for name, scheme in checkpoint.schemes.items() if scheme == MXFP8]
+    if blocks:
+        bare = [name for name in blocks if f"{checkpoint.prefix(name)}bias" not in checkpoint.tensors]
+        fact = f"{len(blocks)} layers with a bias; they run on Ascend 950 only"
+        if bare:
+            fact = f"{bare[0]} has no bias: MindIE-SD ends in an AttributeError when the layer runs. Keep it float"
+        yield Verdict("MindIE-SD", MXFP8, not bare, fact)
     ignored = [
         name for name, scheme in checkpoint.schemes.items()
         if scheme == "W8A16" and f"{name}.{MUL_SCALE}" in checkpoint.tensors
@@ -154,7 +176,7 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
     rows: tuple[int, ...] = ()
     if checkpoint.schemes[name] == "W8A8_TIMESTEP" and (first := tensors.get(prefix + "input_scale")):
         rows = first.shape[:1]
-    expected = {
+    expected: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
         prefix + "weight": (("int8",), weight.shape),
         prefix + "bias": (FLOATS, (outputs,)),
         prefix + "quant_bias": (("int32",), (*rows, outputs)),
@@ -164,6 +186,9 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
         prefix + "weight_scale": (("float32",), (outputs, 1)),
         f"{name}.{MUL_SCALE}": (FLOATS, (inputs,)),
     }
+    if checkpoint.schemes[name] == MXFP8:
+        expected[prefix + "weight"] = (("float8_e4m3fn", "bfloat16", "float16"), weight.shape)
+        expected[prefix + "weight_scale"] = (("uint8",), (outputs, -(-inputs // BLOCK)))
     for key, (dtypes, shape) in expected.items():
         stored = tensors.get(key)
         if stored and (stored.dtype not in dtypes or stored.shape != shape):

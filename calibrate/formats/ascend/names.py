@@ -4,6 +4,9 @@ The names are those of msModelSlim and MindIE-SD. Keys that begin with octavo ar
 them.
 """
 
+from ...layers.schemes import MXFP8, SCHEMES
+
+HELD = (*SCHEMES, MXFP8)  # schemes that a checkpoint may hold, in the order in which its files are tried
 WEIGHT_FILE = "quant_model_weight_{}.safetensors"
 DESCRIPTION_FILE = "quant_model_description_{}.json"
 MODEL_TYPE = "model_quant_type"
@@ -13,6 +16,7 @@ LEVELS = "octavo.timesteps"  # the noise level of each row of W8A8_TIMESTEP laye
 EDGES = "octavo.edges"  # the noise levels that separate the bins of each W8A8_TIMESTEP layer, by name
 CORRECTED = "octavo.corrected"  # names of the layers whose quant_bias includes a bias correction
 MADE_BIASES = "octavo.made_biases"  # names of the layers that have a bias only for the correction, none in float
+DTYPE = "octavo.dtype"  # dtype of the float layers of W8A8_MXFP8 layers, whose biases are written in float32
 # parts of tensor names in a layer with a smoothing multiplier, as MindIE-SD reads them
 MUL_SCALE, INNER = "div.mul_scale", "linear."
 

@@ -11,10 +11,13 @@ import numpy as np
 from octavo.capture.arrays import Array
 from octavo.capture.errors import FileError, OctavoError
 
-from ...layers.schemes import DYNAMIC, RANGED, TIMESTEP
+from ...layers.schemes import BLOCK, DYNAMIC, MXFP8, RANGED, TIMESTEP
+from ..e4m3 import is_nan
 from ..integers import Integers
 from .checkpoint import FLOATS, Checkpoint, Convolution
 from .names import MUL_SCALE
+
+_LARGEST_BYTE = 254  # the largest stored scale of a block, 2**127 with 127 added to the exponent; 255 stands for NaN
 
 
 class Floats(NamedTuple):
@@ -82,6 +85,8 @@ def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
     """Reads the weight codes, scales, zero points, biases and other numbers of the integer layer `name`. Raises
     FileError for numbers that no export writes, such as a negative scale."""
     reader, scheme = LayerReader(checkpoint, name), checkpoint.schemes[name]
+    if scheme == MXFP8:
+        return _with_blocks(reader)
     weight = reader.read("weight", ("int8",))
     if weight.ndim not in (2, 4) or not weight.size:
         raise reader.fault("weight", f"has shape {weight.shape}")
@@ -108,6 +113,24 @@ def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
     elif scheme == DYNAMIC:
         _check_accumulator(reader, "weight", np.zeros(1, np.int32), weight, 127)
     return layer
+
+
+def _with_blocks(reader: LayerReader) -> LayerNumbers:
+    """Reads the numbers of a W8A8_MXFP8 layer, which is a linear layer, with `reader`."""
+    weight = reader.read("weight", ("float8_e4m3fn",))
+    if weight.ndim != 2 or not weight.size or weight.shape[1] % BLOCK:
+        raise reader.fault("weight", f"has shape {weight.shape}")
+    if bool(is_nan(weight).any()):
+        raise reader.fault("weight", "holds NaN")
+    outputs, inputs = weight.shape
+    scale = reader.read("weight_scale", ("uint8",), (outputs, inputs // BLOCK))
+    if int(scale.max()) > _LARGEST_BYTE:
+        raise reader.fault("weight_scale", f"holds {scale.max()}, which stands for no number")
+    bias, multiplier = _bias(reader, outputs), _multiplier(reader, inputs)
+    dtypes = [floats.dtype for floats in (multiplier, bias) if floats is not None]
+    dtype = reader.checkpoint.float_dtype or (dtypes[0] if dtypes else "float32")
+    integers = Integers(MXFP8, weight, scale, None if bias is None else bias.values)
+    return LayerNumbers(integers, dtype, bias, multiplier, None, None)
 
 
 def _floats(checkpoint: Checkpoint, key: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> Floats:

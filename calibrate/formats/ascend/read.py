@@ -1,5 +1,6 @@
 """Reads the integer layers of an ascend checkpoint as torch modules, to be put into a float model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,10 +8,9 @@ from torch import Tensor, nn
 
 from octavo.capture.arrays import LARGE, Array
 
-from ...layers.inputs import INPUTS
+from ...layers.inputs import INPUTS, RULES
 from ...layers.modules import Geometry, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ...layers.numbers import Numbers
-from ...layers.scheme import ACTIVATION
 from ...layers.transforms import Multiply
 from .checkpoint import Checkpoint
 from .difference import difference
@@ -51,9 +51,13 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
         "edges": _optional(layer.edges),
     }
     multiplier = _floats(layer.multiplier)
+    rule = RULES[integers.scheme]
+    rule = replace(rule, clamping=rule.block is not None)  # scales of inputs are those of npu_dynamic_mx_quant
+    weight, bias, dtype = _tensor(integers.weight), _floats(layer.bias), getattr(torch, layer.dtype)
+    if rule.block is not None:
+        weight, bias = weight.view(rule.element.dtype), _narrowed(bias, dtype)
     numbers = Numbers(
-        _tensor(integers.weight), _tensor(integers.weight_scale), _floats(layer.bias),
-        INPUTS[integers.scheme].of(tensors, ACTIVATION), getattr(torch, layer.dtype),
+        weight, _tensor(integers.weight_scale), bias, INPUTS[integers.scheme].of(tensors, rule), dtype,
         None if multiplier is None else Multiply(multiplier), _optional(integers.deq), _optional(integers.quant_bias),
         checkpoint.made_bias(name),
     )  # fmt: skip
@@ -73,6 +77,14 @@ def _optional(array: Array | None) -> Tensor | None:
 
 def _floats(floats: Floats | None) -> Tensor | None:
     return None if floats is None else _tensor(floats.values).to(getattr(torch, floats.dtype))
+
+
+def _narrowed(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Returns `bias`, which was written in float32, in the `dtype` of the float layer, unless that changes a value."""
+    if bias is None:
+        return None
+    narrow = bias.to(dtype)
+    return narrow if torch.equal(narrow.to(bias.dtype), bias) else bias
 
 
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:

@@ -8,6 +8,9 @@ A W8A8_TIMESTEP layer has one row of numbers for each denoising step of the run 
 metadata give the noise level of each row, and the noise levels that separate each layer's timestep bins, so that Octavo
 can read the bins back. A layer X with a smoothing multiplier has the multiplier as X.div.mul_scale, and its other
 tensors as X.linear.*.
+
+A W8A8_MXFP8 layer has its weight in float8_e4m3fn, weight_scale in uint8 (out, in / 32), the exponents of powers of two
+plus 127, and its bias in float32. It has no other tensors.
 """
 
 import json
@@ -28,7 +31,7 @@ from ...layers.install import all_names
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from ...layers.weights import check_finite_tensor
 from ..corrections import has_bias_correction
-from .names import CORRECTED, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
+from .names import CORRECTED, DTYPE, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
 from .step_rows import deployed_levels, step_rows
 
 NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float parameter has a new value
@@ -109,6 +112,11 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)
     yield "weight", Planned.of(layer.weight)
+    if layer.input_scheme.block is not None:
+        yield "weight_scale", Planned.of(layer.weight_scale)
+        if layer.bias is not None:
+            yield "bias", Planned(torch.float32, (outputs,), layer.bias.float)
+        return
     yield "weight_scale", Planned.of(layer.weight_scale.view(outputs, 1))
     yield "weight_offset", Planned(torch.float32, (outputs, 1), partial(torch.zeros, outputs, 1))
     if layer.bias is not None:
@@ -126,12 +134,17 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
     yield "quant_bias", Planned.of(quant_bias)
 
 
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _metadata(layers: Mapping[str, QuantizedLayer], levels: Sequence[float]) -> dict[str, str]:
     values: dict[str, Any] = {
         GEOMETRY: {name: x.geometry._asdict() for name, x in layers.items() if isinstance(x, QuantizedConv2d)},
         LEVELS: levels,
         EDGES: {name: step_rows(x.edges, levels).edges.tolist() for name, x in layers.items() if x.input_type.by_level},
         CORRECTED: sorted(name for name, x in layers.items() if has_bias_correction(x)),
+        DTYPE: next((_word(x.dtype) for x in layers.values() if x.input_scheme.block is not None), ""),
         MADE_BIASES: sorted(name for name, x in layers.items() if x.made_bias),
     }
     return {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value}

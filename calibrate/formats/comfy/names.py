@@ -128,7 +128,7 @@ def together(model: "nn.Module") -> list[list[str]]:
     return [group for group in names if len(group) > 1]
 
 
-def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
+def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
     """Returns the names of the layers that have to stay float, among `names`, the layers of `model` that would become
     integers. They are the convolutions, and the layers that are concatenated into one matrix with a layer that stays
     float."""

@@ -28,7 +28,7 @@ FLOAT_LAYERS, FLOAT_INPUTS, MATMUL = "modules_to_not_convert", "modules_to_not_u
 _LEAST, _MULTIPLE = 32, 16  # smallest number of channels, and the divisor of it, for a product of integers
 
 
-def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
+def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
     """Returns those of the layers `names` of `model`, which would become integers, that sdnq holds only as float."""
     return not_linear(model, names) | {name for name in names if in_float32(model, name)}
 

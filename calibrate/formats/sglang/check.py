@@ -10,24 +10,26 @@ from octavo.capture.arrays import read_header
 from octavo.capture.errors import FileError, OctavoError, storage_error
 from octavo.capture.store.headers import Stored
 
-from ...layers.schemes import DYNAMIC, STATIC
+from ...layers.schemes import BLOCK, DYNAMIC, MXFP8, STATIC
 from ..diffusers.directory import CONFIG_FILE, read_json, weight_files
 from ..native import NativeModel
 from ..verdict import Verdict
 from .models import MODELS, REVERSED, UNTHREADED
-from .rules import DESCRIPTION_FILE, DESCRIPTIONS, FLOAT, IGNORE
+from .rules import DESCRIPTION_FILE, DESCRIPTIONS, FLOAT, IGNORE, fits
 
 CONSUMER = "SGLang"
 _WEIGHT, _INNER, _MUL_SCALE = ".weight", ".linear", ".div.mul_scale"
 _AGAIN = "Run octavo calibrate --format sglang"
-_KNOWN = (STATIC, DYNAMIC, "W4A4_DYNAMIC", "W8A8_MXFP8", "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE")
-_ERRORS = {  # the tensors that an int8 layer needs besides its weight, with what happens without them
+_KNOWN = (STATIC, DYNAMIC, "W4A4_DYNAMIC", MXFP8, "W4A4_MXFP4", "W4A4_MXFP4_DUALSCALE")
+_CODES = {STATIC: "int8", DYNAMIC: "int8", MXFP8: "float8_e4m3fn"}  # dtype of the weight
+_ERRORS = {  # the tensors that an 8-bit layer needs besides its weight, with what happens without them
     DYNAMIC: {"weight_scale": "ones, with a warning only", "weight_offset": "a ValueError"},
     STATIC: {
         "weight_scale": "ones, with a warning only", "input_scale": "ones, with a warning only",
         "weight_offset": "a ValueError", "input_offset": "a ValueError", "deq_scale": "a ValueError",
         "quant_bias": "a RuntimeError",
     },
+    MXFP8: {"weight_scale": "ones, which stand for 2**-126, with a warning only"},
 }  # fmt: skip
 
 
@@ -113,6 +115,8 @@ def _verdicts(files: Files) -> Iterator[Verdict]:
     if DYNAMIC in schemes.values():
         fact = "SGLang rounds weight_scale to bfloat16, by at most 0.2 %"
         yield Verdict(CONSUMER, "weight scales", True, fact)
+    if MXFP8 in schemes.values():
+        yield Verdict(CONSUMER, MXFP8, True, "runs on Ascend 950 only")
 
 
 def _tensors(files: Files, schemes: Mapping[str, str]) -> Iterator[Verdict]:
@@ -128,6 +132,9 @@ def _tensors(files: Files, schemes: Mapping[str, str]) -> Iterator[Verdict]:
     if packed:
         fact = f"{packed} is int64: SGLang runs in bfloat16 and takes the bits for a number, without an error"
         yield Verdict(CONSUMER, "dtypes", False, f"{fact}. Calibrate with --dtype bfloat16")
+    faults = (fault for name, word in schemes.items() if (fault := _unfit(files, name, word)))
+    if fault := next(faults, None) or _undescribed(files, schemes):
+        yield Verdict(CONSUMER, "codes", False, f"{fault}. {_AGAIN}")
     missing = [
         (f"{name}.{leaf}", result)
         for name, word in schemes.items()
@@ -136,6 +143,31 @@ def _tensors(files: Files, schemes: Mapping[str, str]) -> Iterator[Verdict]:
     ]
     if missing:
         yield Verdict(CONSUMER, "keys", False, f"{missing[0][0]} is missing: {missing[0][1]}. {_AGAIN}")
+
+
+def _unfit(files: Files, name: str, scheme: str) -> str | None:
+    """Returns what is wrong with the dtypes and shapes of the layer `name`, described as `scheme`, in words; None if
+    SGLang loads the numbers that are in the files."""
+    weight, scale = files.tensors[name + _WEIGHT], files.tensors.get(f"{name}.weight_scale")
+    if scheme in _CODES and weight.dtype != _CODES[scheme]:
+        return f"{name} is {scheme}, but its weight is {weight.dtype}, which SGLang casts to {_CODES[scheme]} codes"
+    if scheme != MXFP8 or len(weight.shape) != 2:
+        return None
+    outputs, inputs = weight.shape
+    if not fits(inputs, scheme):
+        return f"{name} has {inputs} inputs, no multiple of 64: a RuntimeError, since SGLang joins scales to pairs"
+    if scale is not None and (scale.dtype, scale.shape) != ("uint8", (outputs, inputs // BLOCK)):
+        found = f"{scale.dtype} {list(scale.shape)}, not uint8 {[outputs, inputs // BLOCK]}"
+        return f"{name}.weight_scale is {found}: SGLang cuts scales to whole numbers, or stops"
+    return None
+
+
+def _undescribed(files: Files, schemes: Mapping[str, str]) -> str | None:
+    for key, stored in files.tensors.items():
+        if key.endswith(_WEIGHT) and stored.dtype in _CODES.values() and key.removesuffix(_WEIGHT) not in schemes:
+            fact = f"{key} is {stored.dtype} and described as {files.description.get(key)!r}"
+            return f"{fact}: SGLang takes its codes for bfloat16 weights"
+    return None
 
 
 def _packed(key: str, stored: Stored) -> bool:
@@ -151,8 +183,8 @@ def _multiplied(files: Files) -> str | None:
 
 
 def _misplaced(files: Files, native: NativeModel, schemes: Mapping[str, str]) -> str | None:
-    """Returns the first fault in the placement of int8 layers in words, with advice; None if there is none. There are
-    two such faults: a layer is int8 in the files and SGLang holds it as float; or the description does not give, under
+    """Returns the first fault in the placement of 8-bit layers in words, with advice; None if there is none. There are
+    two such faults: a layer is 8-bit in the files and SGLang holds it as float; or the description does not give, under
     SGLang's name of a layer (`native.name`), the scheme that the layer has in the files. `schemes` is a dict from layer
     name to scheme in the files."""
     listed = files.description.get(IGNORE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.schemes import DYNAMIC, STATIC
+from ...layers.schemes import DYNAMIC, MXFP8, STATIC
 from ..diffusers.directory import MODEL_FILES
 from ..record import Deployment, Description, Format
 from .check import CONSUMER, check, foreign, read_files
@@ -54,7 +54,8 @@ FORMATS = (
         name="sglang",
         files=rf"{MODEL_FILES}|quant_model_description\.json",
         writer=write,
-        schemes=(STATIC, DYNAMIC),
+        schemes=(STATIC, DYNAMIC, MXFP8),
+        clamping=True,
         consumer=CONSUMER,
         find=find,
         check=check,

@@ -2,8 +2,8 @@
 
 The tensors and the description, a JSON file that gives the scheme of each tensor, are those of the format `ascend` for
 a model in bfloat16. If SGLang has another name for a layer than diffusers, the description gives the layer's scheme, or
-FLOAT, under both names. An integer layer that SGLang can only hold as float is written in float: its weight is codes
-times scale. The weight files have diffusers' names.
+FLOAT, under both names. An 8-bit layer that SGLang can only hold as float is written in float: its weight is codes
+times scale. So is a W8A8_MXFP8 layer whose number of inputs 64 does not divide. The weight files have diffusers' names.
 """
 
 import json
@@ -19,13 +19,13 @@ from octavo.capture.tensors import Planned
 
 from ...layers.install import all_names
 from ...layers.modules import QuantizedLayer
-from ...layers.schemes import DYNAMIC, STATIC
+from ...layers.schemes import DYNAMIC, MXFP8, STATIC
 from ..ascend.write import tensors_and_description
 from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, float_parts
 from ..native import NativeModel, linears_in
 from .models import MODELS
-from .rules import DESCRIPTION_FILE, FLOAT, refusal
+from .rules import DESCRIPTION_FILE, FLOAT, fits, refusal
 
 
 def write_sglang(
@@ -49,7 +49,7 @@ def write_sglang(
     config, kind = config_of(model), type(model).__name__
     if reason := refusal(kind, config):
         raise UsageError(f"format sglang: {reason}")
-    check_linears("sglang", layers, (STATIC, DYNAMIC), "Use --activations static or dynamic.")
+    check_linears("sglang", layers, (STATIC, DYNAMIC, MXFP8), "Use --activations static or dynamic.")
     for name, layer in layers.items():
         if layer.dtype != torch.bfloat16:
             fact = f"{name} was calibrated in {str(layer.dtype).removeprefix('torch.')}, and SGLang runs in bfloat16"
@@ -73,7 +73,8 @@ def _content(
     of its names. `native` says which layers SGLang can hold as integers, and what it calls them. `parameters` are the
     float parameters with smoothing factors folded in."""
     linears = linears_in(model)
-    integers = native.written(layers, linears)
+    fitting = [name for name, layer in layers.items() if fits(layer.weight.shape[1], layer.scheme)]
+    integers = native.written(fitting, linears)
     held = {name: layer for name, layer in layers.items() if name in integers}
     tensors, description = tensors_and_description(held, model, parameters=parameters)
     for name in set(layers) - integers:

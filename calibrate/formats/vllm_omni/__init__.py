@@ -1,1 +1,1 @@
-"""Format `vllm-omni`: the transformer directory of an int8 model for vLLM-Omni."""
+"""Format `vllm-omni`: the transformer directory of an 8-bit model for vLLM-Omni."""

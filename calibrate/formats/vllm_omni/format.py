@@ -1,17 +1,16 @@
 """Defines the `Format` object of the format `vllm-omni`. Importing this module needs no torch."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.schemes import DYNAMIC
+from ...layers.schemes import DYNAMIC, MXFP8
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
 from ..record import Deployment, Description, Format
-from .check import CONSUMER, ON_ASCEND, check
-from .rules import METHOD, kept_float, refusal
+from .check import CONSUMER, ON_ASCEND, check, layers_of
+from .rules import METHODS, kept_float, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,15 +29,23 @@ def write(
     write_vllm_omni(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
+def find(directory: Path) -> Path | None:
+    """Returns the path of a model for vLLM-Omni: `directory` or its subfolder "vllm-omni", whichever has a quant_method
+    that vLLM-Omni and this format know; None if neither has."""
+    paths = (find_intact(directory, method, "vllm-omni") for method in METHODS)
+    return next((path for path in paths if path is not None), None)
+
+
 def describe(path: Path) -> Description:
-    """Describes the model in format `vllm-omni` at `path`: its class, and the number of its int8 layers.
+    """Describes the model in format `vllm-omni` at `path`: its class, and the number of its 8-bit layers.
 
     Raises FileError for files that are missing or damaged.
     """
     model = Model.open(path)
-    count = len(model.int8_layers)
+    method = METHODS[str(model.quantization.get("quant_method"))]
+    count = len(layers_of(model, method))
     title = f"a {model.config.get('_class_name')} for vLLM-Omni"
-    return Description(title, (("layers", f"{count} {DYNAMIC}"),), {DYNAMIC: count})
+    return Description(title, (("layers", f"{count} {method.scheme}"),), {method.scheme: count})
 
 
 FORMATS = (
@@ -46,9 +53,10 @@ FORMATS = (
         name="vllm-omni",
         files=MODEL_FILES,
         writer=write,
-        schemes=(DYNAMIC,),
+        schemes=(DYNAMIC, MXFP8),
+        clamping=True,
         consumer=CONSUMER,
-        find=partial(find_intact, method=METHOD, folder="vllm-omni"),
+        find=find,
         check=check,
         optional=frozenset({ON_ASCEND}),
         describe=describe,

@@ -88,4 +88,4 @@ def test_a_dtype_that_the_runtime_does_not_run_in_is_refused_before_the_calibrat
 def test_formats_that_hold_every_layer_keep_none_float():
     model = model_of("flux")
     for form in ("ascend", "diffusers"):
-        assert not format_named(form).kept_float(model, planned(model))
+        assert not format_named(form).kept_float(model, planned(model), "W8A8")

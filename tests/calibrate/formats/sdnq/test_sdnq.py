@@ -166,7 +166,7 @@ def test_what_sdnq_cannot_hold_is_refused_in_one_line(tmp_path):
     wan = WanTransformer3DModel(**WAN, in_channels=4)
     time = "condition_embedder.time_embedder.linear_1"
     refusal(wan, {time: frozen(wan.get_submodule(time), "W8A16")}, "inputs in float32")
-    assert format_named("sdnq").kept_float(wan, [time, "blocks.0.attn1.to_q"]) == {time}
+    assert format_named("sdnq").kept_float(wan, [time, "blocks.0.attn1.to_q"], "W8A16") == {time}
     toy = TimedToy()
     refusal(toy, {"up": frozen(toy.up, "W8A8_DYNAMIC")}, "is not a diffusers model")
     assert format_named("sdnq").made_biases is False

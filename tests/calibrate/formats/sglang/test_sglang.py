@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.export import export, kept_float
 from octavo.calibrate.formats.inspect import check, sound, views
 from octavo.calibrate.formats.sglang.models import MODELS, UNTHREADED
 from octavo.calibrate.layers.modules import QuantizedLayer
@@ -45,7 +45,7 @@ def linears(model: nn.Module) -> list[str]:
 
 
 def written(folder: Path, model: nn.Module, names: list[str], scheme: str = "W8A8", **more: Any) -> Result:
-    layers = {name: frozen(model.get_submodule(name), scheme) for name in names}
+    layers = {name: frozen(model.get_submodule(name), scheme, clamping=True) for name in names}
     result = Result(Plan(()), layers, {})
     export(result, model, folder, more.pop("formats", ("sglang",)), **more)
     return result
@@ -220,7 +220,97 @@ def test_what_the_runtime_cannot_hold_is_refused_in_one_line(tmp_path):
     refusal(sd3, {TO_Q: frozen(sd3.get_submodule(TO_Q), "W8A8")}, "never uses it")
     refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A8")}, "Use --dtype bfloat16")
     qwen = transformer("QwenImageTransformer2DModel", torch.bfloat16)
-    refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A16")}, "has the scheme W8A16")
+    refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A16")}, "whose scheme is W8A16")
     record = format_named("sglang")
     assert record.refusal("WanTransformer3DModel", {}) is None
     assert all("SGLang" in str(record.refusal(name, {})) for name in UNTHREADED)
+
+
+MXFP8, DOWN_MLP = "W8A8_MXFP8", "transformer_blocks.0.img_mlp.net.2"
+
+
+PAIRED = {  # tiny models without a layer of pairs of blocks: the layer that gets 128 inputs
+    "FluxTransformer2DModel": "single_transformer_blocks.0.proj_out", "WanTransformer3DModel": DOWN,
+}  # fmt: skip
+
+
+def blocked(model: nn.Module, multiple: int = 32) -> list[str]:
+    """Returns the linears whose number of inputs `multiple` divides."""
+    return [name for name in linears(model) if model.get_submodule(name).in_features % multiple == 0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_mxfp8_layers_with_pairs_of_blocks_are_codes_and_others_float(tmp_path, kind):
+    model = transformer(kind)
+    if kind in PAIRED:
+        owner, _, leaf = PAIRED[kind].rpartition(".")
+        layer = nn.Linear(128, model.get_submodule(PAIRED[kind]).out_features).requires_grad_(False).bfloat16()
+        setattr(model.get_submodule(owner), leaf, layer)
+    names, native = blocked(model), MODELS[kind]
+    result = written(tmp_path / "out", model, names, MXFP8)
+    tensors, words = load_file(tmp_path / "out" / WEIGHTS), description(tmp_path / "out")
+    held = {name for name in names if native.holds(name) and model.get_submodule(name).in_features % 64 == 0}
+    assert held
+    assert set(kept_float(("sglang",), model, names, MXFP8)) == set(names) - held
+    assert held < set(names) - set(kept_float(("sglang",), model, names))
+    for name in names:
+        layer, weight = result.layers[name], tensors[f"{name}.weight"]
+        if name in held:
+            assert words[f"{name}.weight"] == words[f"{native.name(name)}.weight"] == MXFP8
+            assert torch.equal(weight.view(torch.uint8), layer.weight.view(torch.uint8))
+            assert torch.equal(tensors[f"{name}.weight_scale"], layer.weight_scale)
+        else:
+            assert words[f"{name}.weight"] == "FLOAT"
+            powers = torch.exp2(layer.weight_scale.float() - 127).repeat_interleave(32, 1)
+            assert torch.equal(weight, (layer.weight.float() * powers).bfloat16())
+            assert f"{name}.weight_scale" not in tensors
+    added = {f"{native.name(name)}.weight" for name in linears(model) if native.holds(name)}
+    assert set(words) == set(tensors) | added | {"model_quant_type"}
+    assert failed(tmp_path / "out") == []
+
+
+@pytest.fixture(scope="module")
+def made_mxfp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = transformer("QwenImageTransformer2DModel")
+    folder = tmp_path_factory.mktemp("sglang") / "out"
+    written(folder, model, blocked(model), MXFP8)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(f"{DOWN_MLP}.weight_scale"), "is missing: ones, which stand for 2**-126"),
+        (lambda t: t.update({f"{DOWN_MLP}.weight_scale": t[f"{DOWN_MLP}.weight_scale"].float()}), "cuts scales"),
+        (lambda t: t.update({f"{DOWN_MLP}.weight_scale": t[f"{DOWN_MLP}.weight_scale"].view(32, -1, 2)}), "or stops"),
+        (lambda t: t.update({f"{DOWN_MLP}.weight": t[f"{DOWN_MLP}.weight"].bfloat16()}), "which SGLang casts to"),
+        (lambda t: t.update({f"{DOWN_MLP}.weight": t[f"{DOWN_MLP}.weight"].view(torch.int8)}), "which SGLang casts to"),
+        (lambda t: t.update({f"{DOWN_MLP}.weight": t[f"{DOWN_MLP}.weight"][:, :32].contiguous()}), "no multiple of 64"),
+        (lambda t: t.update({f"{DOWN_MLP}.div.mul_scale": torch.ones(128)}), f"skips {DOWN_MLP}.div.mul_scale"),
+        (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].to(torch.float8_e4m3fn)}), "takes its codes for"),
+    ],
+)
+def test_wrong_tensors_of_mxfp8_are_found(made_mxfp8, tmp_path, change, words: str):
+    folder = shutil.copytree(made_mxfp8, tmp_path / "copied")
+    assert failed(folder) == []
+    changed(folder, change)
+    assert any(words in line for line in failed(folder))
+    assert not sound(check(folder), {"sglang"})
+
+
+def test_a_description_that_hides_codes_is_found(made_mxfp8, tmp_path):
+    folder = shutil.copytree(made_mxfp8, tmp_path / "copied")
+    content = description(folder)
+    rewritten(folder, content | {f"{DOWN_MLP}.weight": "FLOAT"})
+    assert any("takes its codes for bfloat16 weights" in line for line in failed(folder))
+    rewritten(folder, content | {f"{DOWN_MLP}.weight": "W8A8_DYNAMIC"})
+    assert any("which SGLang casts to int8 codes" in line for line in failed(folder))
+
+
+def test_mxfp8_for_mindie_is_judged_for_sglang_too(tmp_path):
+    model = transformer("QwenImageTransformer2DModel")
+    written(tmp_path / "pairs", model, blocked(model, 64), MXFP8, formats=("ascend",))
+    assert failed(tmp_path / "pairs") == []
+    written(tmp_path / "odd", model, blocked(model), MXFP8, formats=("ascend",))
+    assert any("no multiple of 64: a RuntimeError" in line for line in failed(tmp_path / "odd"))
+    assert sound(check(tmp_path / "odd"), {"ascend"})

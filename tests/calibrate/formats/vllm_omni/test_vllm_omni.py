@@ -44,7 +44,7 @@ def linears(model: nn.Module) -> list[str]:
 
 
 def written(folder: Path, model: nn.Module, names: list[str], kind: str = "W8A8_DYNAMIC", **more: Any) -> Result:
-    layers = {name: frozen(model.get_submodule(name), kind) for name in names}
+    layers = {name: frozen(model.get_submodule(name), kind, clamping=True) for name in names}
     result = Result(Plan(()), layers, {})
     export(result, model, folder, more.pop("formats", ("vllm-omni",)), **more)
     return result
@@ -196,8 +196,99 @@ def test_what_the_runtime_cannot_hold_is_refused_in_one_line(tmp_path):
 
     sd3, qwen = hard(), transformer("QwenImageTransformer2DModel")
     refusal(sd3, {TO_Q: frozen(sd3.get_submodule(TO_Q), "W8A8_DYNAMIC")}, "ends with a KeyError")
-    refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A8")}, "has the scheme W8A8")
+    refusal(qwen, {TO_Q: frozen(qwen.get_submodule(TO_Q), "W8A8")}, "whose scheme is W8A8")
     record = format_named("vllm-omni")
     assert record.refusal("QwenImageTransformer2DModel", {}) is None
     assert all("KeyError" in str(record.refusal(name, {})) for name in UNTHREADED)
     assert "has no list of the layers" in str(record.refusal("NewTransformer2DModel", {}))
+
+
+MXFP8 = "W8A8_MXFP8"
+
+
+def blocked(model: nn.Module) -> list[str]:
+    """Returns the linears whose number of inputs 32 divides."""
+    return [name for name in linears(model) if model.get_submodule(name).in_features % 32 == 0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_mxfp8_layers_are_codes_and_all_others_float(tmp_path, kind):
+    model = transformer(kind)
+    names = blocked(model)
+    result = written(tmp_path / "out", model, names, MXFP8)
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    held = MODELS[kind].written(names, linears(model))
+    assert held
+    for name in names:
+        layer, weight = result.layers[name], tensors[f"{name}.weight"]
+        if name in held:
+            assert torch.equal(weight.view(torch.uint8), layer.weight.view(torch.uint8))
+            assert torch.equal(tensors[f"{name}.weight_scale"], layer.weight_scale)
+        else:
+            powers = torch.exp2(layer.weight_scale.float() - 127).repeat_interleave(32, 1)
+            assert torch.equal(weight, layer.weight.float() * powers)
+    assert set(tensors) == set(model.state_dict()) | {f"{name}.weight_scale" for name in held}
+    settings = quantization(tmp_path / "out")
+    floats = {name for name in linears(model) if MODELS[kind].holds(name) and name not in held}
+    assert settings.pop("ignored_layers") == sorted({*floats, *map(MODELS[kind].name, floats)})
+    assert settings == {"quant_method": "mxfp8", "is_checkpoint_mxfp8_serialized": True}
+    assert failed(tmp_path / "out") == []
+    assert views(tmp_path / "out") == {"vllm-omni": tmp_path / "out"}
+    assert sound(check(tmp_path / "out"), {"vllm-omni"})
+    describe = format_named("vllm-omni").describe
+    assert describe is not None
+    assert describe(tmp_path / "out").schemes == {MXFP8: len(held)}
+
+
+@pytest.fixture(scope="module")
+def made_mxfp8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = transformer("QwenImageTransformer2DModel")
+    folder = tmp_path_factory.mktemp("omni") / "out"
+    written(folder, model, [name for name in blocked(model) if "img_mlp.net.2" not in name], MXFP8)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(f"{TO_Q}.weight_scale"), f"{TO_Q}.weight_scale is missing: vLLM-Omni computes with"),
+        (lambda t: t.update({f"{TO_Q}.weight_scale": t[f"{TO_Q}.weight_scale"].float()}), "not uint8 [32, 1]"),
+        (lambda t: t.update({f"{TO_Q}.weight_scale": t[f"{TO_Q}.weight_scale"].view(32)}), "is uint8 [32], not"),
+        (lambda t: t.update({f"{TO_Q}.input_scale": torch.ones(1)}), "ends loading with a KeyError"),
+        (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].float()}), "would cut its weights to codes"),
+        (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].view(torch.int8)}), "takes its codes for float"),
+        (lambda t: t.update({f"{MOD}.weight": t[f"{MOD}.weight"].to(torch.float8_e4m3fn),
+                             f"{MOD}.weight_scale": torch.ones(192, 1, dtype=torch.uint8)}), f"{MOD} is mxfp8, and"),
+    ],
+)  # fmt: skip
+def test_wrong_tensors_of_mxfp8_are_found(made_mxfp8, tmp_path, change, words: str):
+    folder = shutil.copytree(made_mxfp8, tmp_path / "copied")
+    assert failed(folder) == []
+    changed(folder, change)
+    assert any(words in line for line in failed(folder))
+    assert not sound(check(folder), {"vllm-omni"})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q: q.pop("is_checkpoint_mxfp8_serialized"), "quantizes them again, without an error"),
+        (lambda q: q.update(activation_scheme="dynamic"), "ends loading with a TypeError"),
+        (lambda q: q["ignored_layers"].append("transformer_blocks.0.attn.to_qkv"), "codes become float weights"),
+        (lambda q: q["ignored_layers"].clear(), "would cut its weights to codes"),
+        (lambda q: q.update(quant_method="int8", is_checkpoint_int8_serialized=True), "ends loading with a TypeError"),
+    ],
+)
+def test_wrong_settings_of_mxfp8_are_found(made_mxfp8, tmp_path, change, words: str):
+    folder = shutil.copytree(made_mxfp8, tmp_path / "copied")
+    reconfigured(folder, lambda config: change(config["quantization_config"]))
+    assert any(words in line for line in failed(folder))
+
+
+def test_layers_of_several_methods_are_refused(tmp_path):
+    model = transformer("QwenImageTransformer2DModel")
+    layers = {TO_Q: frozen(model.get_submodule(TO_Q), MXFP8), TO_K: frozen(model.get_submodule(TO_K), "W8A8_DYNAMIC")}
+    refused(
+        lambda: export(Result(Plan(()), layers, {}), model, tmp_path / "out", ("vllm-omni",)), 2,
+        "cannot hold layers of W8A8_DYNAMIC and W8A8_MXFP8 together",
+    )  # fmt: skip
