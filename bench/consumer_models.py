@@ -17,6 +17,7 @@ from octavo.capture.files import Modes
 from tests.zoo import image_pipelines, pipelines
 from tests.zoo.hard_sd3 import hard
 from tests.zoo.layer_kinds import frozen
+from tests.zoo.modelopt_layers import fp8_layer
 
 from .consumer_jobs import LEVEL, REFERENCE
 
@@ -50,7 +51,8 @@ def written(family: str, format_name: str, scheme: str, folder: Path, dtype: tor
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     record = format_named(format_name)
     kept = record.kept_float(model, names) if format_name in REFUSING else ()
-    layers = {name: frozen(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
+    make = fp8_layer if format_name == "modelopt" else frozen
+    layers = {name: make(model.get_submodule(name), scheme) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
     deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)

@@ -22,14 +22,14 @@ ALGOS = {FP8_STATIC: STATIC_WORD, FP8_DYNAMIC: ROWS_WORD}
 FP8_DTYPE = "float8_e4m3fn"
 
 
-def kept_float(model: "nn.Module", names: Collection[str]) -> set[str]:
-    """Returns the names of the layers that have to stay float because neither vLLM-Omni nor SGLang can hold them in
-    FP8, or one of them joins them with such a layer. They are among `names`, the layers of `model` that would become
-    FP8."""
+def kept_float(model: "nn.Module", names: Collection[str], scheme: str = "") -> set[str]:
+    """Returns the names of the layers that have to stay float because none of the consumers can hold them in FP8, or
+    one of them joins them with such a layer. They are among `names`, the layers of `model` that would become FP8.
+    `scheme` is their scheme; "" stands for the static one."""
     kind = type(model).__name__
     if kind not in VLLM_OMNI:
         return set()
-    return set(names) - written(consumers(kind, FP8_STATIC), names, linears_in(model))
+    return set(names) - written(consumers(kind, scheme or FP8_STATIC), names, linears_in(model))
 
 
 def refusal(model: str, config: Mapping[str, Any]) -> str | None:
