@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.calibrate.formats.modelopt.models import SGLANG as NATIVE
+from octavo.calibrate.formats.modelopt.models import vllm_scale_owner
 
 from .consumer_jobs import REFERENCE, Job, Proof, agreement, answer, decibels
 from .consumer_packages import SGLANG
@@ -61,6 +62,7 @@ def compute(job: Job) -> dict[str, Any]:
         least = min(least, _agreement(modules[own], [reference[member] for member in members]))
     facts = {"layers": len(modules), "least": least}
     taken = {name for group in groups.values() for name in group}
+    taken |= {vllm_scale_owner(job.kind, name) for name in taken}  # scales for vLLM-Omni, which SGLang skips
     rest = {key: tensor for key, tensor in stored.items() if key.rpartition(".")[0] not in taken}
     others, unloaded, left = _others(model, rest, set(modules))
     return facts | {"different": different + others, "unloaded": unloaded, "left": left}
@@ -102,11 +104,12 @@ def _equal(module: Any, members: list[str], stored: Mapping[str, Tensor]) -> boo
 
 
 def _agreement(module: Any, layers: list[dict[str, Any]]) -> float:
-    """Lets SGLang prepare and compute an FP8 layer, and returns how close its output is to that of Octavo's `layers`, in
-    dB."""
+    """Lets SGLang prepare and compute an FP8 layer, and returns how close its output is to that of Octavo's `layers`,
+    in dB."""
     utilities = import_module("sglang.srt.layers.quantization.fp8_utils")
     utilities.static_quant_fp8, utilities.fp8_scaled_mm, utilities.triton_scaled_mm = _codes, _product, _product
     utilities.get_w8a8_channelwise_fp8_config = lambda **_: None
+    import_module("sglang.srt.layers.quantization.utils").scaled_fp8_quant = _codes
     module.quant_method.cutlass_fp8_supported = True
     module.quant_method.process_weights_after_loading(module)
     y = module.quant_method.apply(module, layers[0]["x"], module.bias)
@@ -114,7 +117,7 @@ def _agreement(module: Any, layers: list[dict[str, Any]]) -> float:
 
 
 def _codes(x: Tensor, scale: Tensor, repeat_scale: bool = False) -> tuple[Tensor, Tensor]:
-    """The formula of SGLang's kernel static_quant_fp8."""
+    """The formula of SGLang's kernels for codes with a given scale."""
     codes = (x.float() * (1.0 / scale.float())).clamp(-_LARGEST, _LARGEST).to(_FP8)
     return codes, scale.expand(len(x), 1).contiguous() if repeat_scale else scale
 

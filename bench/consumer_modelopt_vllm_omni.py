@@ -6,10 +6,11 @@ The program does what bench/consumer_vllm_omni.py does, with FP8 layers, static 
 for GPUs only. Each FP8 layer computes with vLLM's own kernels that call torch._scaled_mm, which also runs on a CPU.
 
 A static layer that vLLM-Omni joins from layers with different weight scales has its codes rounded again to the largest
-of these scales. The program checks that these codes are those of vLLM's formula, and says how much of Octavo's output is
-left.
+of these scales. The program checks that these codes are those of vLLM's formula, and says how much of Octavo's output
+is left.
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from octavo.calibrate.formats.modelopt.models import VLLM_OMNI as NATIVE
+from octavo.calibrate.formats.native import NativeModel
 
 from .consumer_jobs import REFERENCE, Job, Proof, agreement, answer, decibels
 from .consumer_modelopt_sglang import tensors_of
@@ -112,7 +114,24 @@ def _compared(job: Job, model: Any, reference: dict[str, Any], stored: Mapping[s
         y = module.quant_method.apply(module, reference[members[0]]["x"], module.bias)
         close = decibels(torch.cat([reference[name]["y"] for name in members], 1), y)
         least, joined = (least, min(joined, close)) if again else (min(least, close), joined)
+    different += _dequantized(model, native, codes - {name for group in groups.values() for name in group}, stored)
     return {"layers": len(modules), "different": different, "least": least, "joined": joined}
+
+
+def _dequantized(model: Any, native: NativeModel, names: set[str], stored: Mapping[str, Tensor]) -> list[str]:
+    """Returns those of `names`, layers that are FP8 in the files and float in vLLM-Omni, whose weights are not codes
+    times scale, as vLLM-Omni multiplies them in bfloat16. A layer that vLLM-Omni joins is compared as a whole."""
+    joined: dict[str, list[str]] = {}
+    for name in sorted(names, key=place):
+        own = re.sub(r"\.add_[qkv]_proj$", ".add_kv_proj", native.name(name))
+        joined.setdefault(own, []).append(name)
+    parameters, different = dict(model.named_parameters()), []
+    for own, members in joined.items():
+        parts = [stored[f"{name}.weight"].bfloat16() * stored[f"{name}.weight_scale"].bfloat16() for name in members]
+        weight = parameters.get(f"{own}.weight", parameters.get(f"{own.removesuffix('.0')}.weight"))
+        if weight is None or not torch.equal(weight, torch.cat(parts)):
+            different.append(own)
+    return different
 
 
 def _scales(members: list[str], stored: Mapping[str, Tensor]) -> list[Tensor]:

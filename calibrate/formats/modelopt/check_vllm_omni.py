@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ..diffusers.directory import CONFIG_FILE
 from ..verdict import Verdict
 from .files import AGAIN, INPUT_SCALE, LAYOUT, VLLM_NAME, WEIGHT, WEIGHT_SCALE, Files
-from .models import SGLANG, UNTHREADED, VLLM_OMNI, Z_IMAGE
+from .models import SGLANG, UNTHREADED, VLLM_OMNI, Z_IMAGE, vllm_scale_owner
 from .rules import IGNORE, ROWS_WORD, STATIC_WORD, ignored_by_vllm_omni
 
 _UNSET = "vLLM-Omni computes with the smallest float32 number as scale, with a warning only"
@@ -65,14 +65,18 @@ def _fault(files: Files) -> str | None:
 
 
 def _scale_fault(files: Files, name: str) -> str | None:
-    outputs = files.stored(name + WEIGHT).shape[0]
+    outputs, owner = files.stored(name + WEIGHT).shape[0], vllm_scale_owner(files.kind, name)
     if not _held(files, name):  # the weight is dequantized
+        if owner != name:
+            fact = f"{IGNORE} makes {name} float, and vLLM-Omni takes its FP8 codes for weights, without a warning"
+            return f"{fact}. {AGAIN}"
         shapes: tuple[tuple[int, ...], ...] = ((1,), (), (outputs,), (outputs, 1))
         return files.scale_fault(name + WEIGHT_SCALE, shapes, "vLLM-Omni holds the layer as float and stops")
+    unset = _UNSET if owner == name else f"vLLM-Omni skips the scale under the name of diffusers. {_UNSET}"
     if files.algo == ROWS_WORD:
-        return files.scale_fault(name + WEIGHT_SCALE, ((outputs,),), _UNSET)
-    keys = (name + WEIGHT_SCALE, name + INPUT_SCALE)
-    return next((fault for key in keys if (fault := files.scale_fault(key, ((1,), ()), _UNSET))), None)
+        return files.scale_fault(owner + WEIGHT_SCALE, ((outputs,),), unset)
+    keys = (owner + WEIGHT_SCALE, owner + INPUT_SCALE)
+    return next((fault for key in keys if (fault := files.scale_fault(key, ((1,), ()), unset))), None)
 
 
 def _remarks(files: Files) -> Iterator[Verdict]:
@@ -85,8 +89,9 @@ def _remarks(files: Files) -> Iterator[Verdict]:
     if files.algo == ROWS_WORD:
         return
     for own, group in native.joined(codes).items():
-        scales = {files.model.tensors[name + WEIGHT_SCALE].read().item() for name in group}
-        if len(scales) > 1 and _held(files, group[0]):
+        if len(group) < 2 or not _held(files, group[0]):
+            continue
+        if len({files.model.tensors[name + WEIGHT_SCALE].read().item() for name in group}) > 1:
             fact = f"vLLM-Omni joins layers with different scales, such as {own}, and rounds their codes again to the"
             yield Verdict(VLLM_NAME, "weight scales", True, f"{fact} largest scale")
             return

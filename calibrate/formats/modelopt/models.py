@@ -6,6 +6,7 @@ to queries, keys and values. The layers are those that vLLM-Omni can hold in int
 int8 on Ascend, because both pass any quantization_config to the same layers.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -32,6 +33,10 @@ PACKED = {
     Z_IMAGE: (".w13",),
 }
 
+# layers whose scales vLLM-Omni finds only under its own name of the layer, since its ModelOpt adapter does not know the
+# names of diffusers
+_VLLM_OWN_SCALES = re.compile(r"\.ffn\.net\.(0\.proj|2)$")
+
 _UNUSED = (
     "neither vLLM-Omni nor SGLang passes the quantization_config to the layers of {}, so none would compute in FP8"
 )
@@ -41,6 +46,12 @@ UNTHREADED = {name: _UNUSED.format(name) for name in (*_VLLM_UNTHREADED, *_SGLAN
 def sglang_joined(kind: str) -> NativeModel:
     """Returns the model class `kind` of SGLang with all joins, also those that only newer GPUs have."""
     return _SGLANG_NEWER.get(kind, SGLANG[kind])
+
+
+def vllm_scale_owner(kind: str, name: str) -> str:
+    """Returns the name of the layer under which vLLM-Omni finds the scales of the layer that diffusers calls `name`, in
+    the model class `kind`: the same name, except for the feed-forward layers of Wan."""
+    return VLLM_OMNI[kind].name(name) if kind in VLLM_OMNI and _VLLM_OWN_SCALES.search(name) else name
 
 
 def consumers(kind: str, scheme: str) -> tuple[NativeModel, ...]:

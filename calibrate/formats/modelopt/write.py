@@ -3,7 +3,8 @@ model of NVIDIA's ModelOpt.
 
 An FP8 layer X has X.weight in float8_e4m3fn, and X.bias if its float layer has one. A static layer has X.weight_scale
 and X.input_scale, float32 (1,) each; a dynamic one X.weight_scale, float32 (out,), which only vLLM-Omni loads. All
-other tensors are float. The key `ignore` of the quantization_config lists the float layers. A layer that none of the
+other tensors are float. The scales of Wan's feed-forward layers stand a second time under vLLM-Omni's names of these
+layers, which SGLang skips. The key `ignore` of the quantization_config lists the float layers. A layer that none of the
 consumers can hold in FP8 is written in float: its weight is codes times scale, in the dtype of the model.
 
 Both consumers compute layers that they join with the largest input_scale of these layers. Calibration gives layers with
@@ -29,7 +30,7 @@ from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, float_parts, linear_tensors
 from ..native import NativeModel, linears_in
-from .models import consumers, written
+from .models import consumers, vllm_scale_owner, written
 from .rules import ALGO, ALGOS, IGNORE, METHOD, STATIC_WORD, TYPE, ignored, refusal
 
 
@@ -58,6 +59,7 @@ def write_modelopt(
     codes = written(models, named, linears)
     scales = _input_scales(named, codes, models, linears) if scheme == FP8_STATIC else {}
     tensors = linear_tensors(layers, model, parameters, partial(_parts, codes, scales))
+    tensors |= _under_own_names(kind, codes, tensors)
     quantization = {
         "quant_method": METHOD,
         ALGO: ALGOS[scheme],
@@ -98,6 +100,18 @@ def _input_scales(
                 largest = torch.stack([scales[name] for name in group]).amax(0)
                 scales |= dict.fromkeys(group, largest)
     return scales
+
+
+def _under_own_names(kind: str, codes: set[str], tensors: Mapping[str, Planned]) -> dict[str, Planned]:
+    """Returns the scales among `tensors` that vLLM-Omni finds only under its own name of a layer, by that name. `codes`
+    are the names of the layers of the model class `kind` that are written in FP8."""
+    owners = {name: own for name in sorted(codes) if (own := vllm_scale_owner(kind, name)) != name}
+    return {
+        f"{own}.{leaf}": tensors[f"{name}.{leaf}"]
+        for name, own in owners.items()
+        for leaf in ("weight_scale", "input_scale")
+        if f"{name}.{leaf}" in tensors
+    }
 
 
 def _parts(
