@@ -106,8 +106,9 @@ def _dequantized(files: Files, name: str) -> str | None:
 def _scale_fault(files: Files, name: str, own: str, members: int) -> str | None:
     """Returns what is wrong with the scales of the FP8 layer `name`, with advice; None if nothing is. The layer is one
     of so many `members` of SGLang's layer `own`."""
-    owner, shapes = name, ((1,), ()) if members == 1 else ((1,),)  # a tensor without an axis cannot be concatenated
-    if members > 1 and files.kind == Z_IMAGE:
-        owner, shapes = own, ((members,), (1,))
+    owner = own if members > 1 and files.kind == Z_IMAGE else name
+    shapes: tuple[tuple[int, ...], ...] = ((1,), ())
+    if members > 1:  # SGLang cannot concatenate tensors without an axis
+        shapes = ((members,), (1,)) if owner == own else ((1,),)
     keys = (owner + WEIGHT_SCALE, owner + INPUT_SCALE)
     return next((fault for key in keys if (fault := files.scale_fault(key, shapes, _ONES))), None)

@@ -13,6 +13,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats import format_named
 from octavo.calibrate.formats.export import check_model, export, kept_float, weight_scales_for
 from octavo.calibrate.formats.inspect import check, sound, views
+from octavo.calibrate.formats.modelopt import rules
 from octavo.calibrate.formats.modelopt.models import SGLANG, UNTHREADED, VLLM_OMNI, consumers, vllm_scale_owner
 from octavo.calibrate.formats.modelopt.rules import ignored_by_sglang, ignored_by_vllm_omni
 from octavo.calibrate.layers.modules import QuantizedLayer
@@ -201,7 +202,7 @@ def test_layers_that_no_consumer_holds_stay_float_from_the_start():
     single = "single_transformer_blocks.0.attn"
     without = kept_float(("modelopt",), model, [name for name in names if name != f"{single}.to_k"])
     assert set(without) - set(kept) == {f"{single}.to_q", f"{single}.to_v"}  # vLLM-Omni joins the three
-    assert f"{ATTENTION}.to_q" in format_named("modelopt").kept_float(model, names, DYNAMIC)  # type: ignore[call-arg]
+    assert f"{ATTENTION}.to_q" in rules.kept_float(model, names, DYNAMIC)
 
 
 def test_what_the_consumers_cannot_hold_is_refused_in_one_line(tmp_path):
