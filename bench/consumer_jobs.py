@@ -41,7 +41,8 @@ class Job(NamedTuple):
 class Proof(NamedTuple):
     """A proof: the `module` of bench that loads directories, with these `packages` and environment `variables`, for
     each of the `families` and `schemes`. `judge` returns from the facts of a directory whether they are as they should
-    be, and a fact in words. `schemes` is a dict from a scheme to the dtype of the float tensors."""
+    be, and a fact in words. `schemes` is a dict from a scheme to the dtype of the float tensors. The packages are
+    installed under `name`, which is also the format, unless `format` names another one."""
 
     module: str
     name: str
@@ -51,6 +52,7 @@ class Proof(NamedTuple):
     how: str
     judge: Callable[[Job, Mapping[str, Any]], tuple[bool, str]]
     variables: Mapping[str, str] = {}
+    format: str = ""
 
 
 def answer(listing: str, compute: Callable[[Job], Mapping[str, Any]]) -> None:

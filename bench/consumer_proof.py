@@ -17,7 +17,7 @@ from .consumer_models import TITLES, written
 def prove(proof: Proof, folder: Path) -> list[Row]:
     """Writes the directories of a proof into `folder`, lets the runtime load them, and returns a row for each family,
     which is ok if the directories of all schemes are."""
-    packages, place = installed(proof.name, proof.packages), folder / proof.name
+    packages, place = installed(proof.name, proof.packages), folder / (proof.format + proof.name)
     place.mkdir(parents=True, exist_ok=True)
     jobs = [_job(proof, family, scheme, place) for family in proof.families for scheme in proof.schemes]
     (place / "jobs.json").write_text(json.dumps(jobs))
@@ -39,7 +39,7 @@ def _job(proof: Proof, family: str, scheme: str, place: Path) -> Job:
     """Writes a directory and returns the job of loading it."""
     dtype = proof.schemes[scheme]
     out = place / f"{family}-{scheme}" / "out"
-    kind = type(written(family, proof.name, scheme, out, dtype)).__name__
+    kind = type(written(family, proof.format or proof.name, scheme, out, dtype)).__name__
     return Job(proof.name, family, scheme, str(dtype).removeprefix("torch."), kind, str(out))
 
 

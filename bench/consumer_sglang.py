@@ -82,13 +82,15 @@ def compute(job: Job) -> dict[str, Any]:
     """Loads a directory with SGLang, and compares its tensors with those that were written, and in MXFP8 its outputs
     with Octavo's."""
     out = Path(job.out)
-    model, reference = _loaded(out, *MODULES[job.family]), torch.load(out.parent / REFERENCE)
+    model, reference = loaded(out, *MODULES[job.family]), torch.load(out.parent / REFERENCE)
     facts = _compared(model, reference, out)
     return facts | {"least": _computed(model, reference)} if job.scheme == MXFP8 else facts
 
 
-def _loaded(out: Path, module: str, kind: str, config_module: str, config_kind: str) -> torch.nn.Module:
-    """Returns SGLang's model with the weights in `out`."""
+def loaded(
+    out: Path, module: str, kind: str, config_module: str, config_kind: str, method: str = "ModelSlimConfig"
+) -> torch.nn.Module:
+    """Returns SGLang's model with the weights in `out`, for which SGLang finds the quantization `method`."""
     content = json.loads((out / "config.json").read_text())
     config = getattr(import_module(f"{_PACKAGE}.configs.models.dits.{config_module}"), config_kind)()
     config.update_model_arch({key: value for key, value in content.items() if not key.startswith("_")})
@@ -96,13 +98,16 @@ def _loaded(out: Path, module: str, kind: str, config_module: str, config_kind: 
     quantization = import_module(f"{_PACKAGE}.runtime.utils.quantization_utils").get_quant_config(
         content, str(out), reverse_param_names_mapping=arch.reverse_param_names_mapping
     )
-    assert type(quantization).__name__ == "ModelSlimConfig"
+    assert type(quantization).__name__ == method
+    model_class = getattr(import_module(f"{_PACKAGE}.runtime.models.dits.{module}"), kind)
+    if method != "ModelSlimConfig":
+        quantization.packed_modules_mapping = getattr(model_class, "packed_modules_mapping", None) or {}
     loader = import_module(f"{_PACKAGE}.runtime.loader.fsdp_load")
     files = import_module(f"{_PACKAGE}.runtime.loader.utils")._list_safetensors_files(str(out))
     loader.process_model_weights_after_loading = lambda model: None  # it moves tensors to the NPU
     loader.finalize_loaded_model = lambda model: None
     model: torch.nn.Module = loader.maybe_load_fsdp_model(
-        model_cls=getattr(import_module(f"{_PACKAGE}.runtime.models.dits.{module}"), kind),
+        model_cls=model_class,
         init_params={"config": config, "hf_config": content, "quant_config": quantization},
         weight_dir_list=files, device=torch.device("cpu"), hsdp_replicate_dim=1, hsdp_shard_dim=1,
         param_dtype=None, reduce_dtype=torch.float32, strict=False,

@@ -66,12 +66,12 @@ def prepare(folder: Path) -> None:
     backend = "vllm_omni.diffusion.attention.backends.sdpa.SDPABackend"
     platform.get_diffusion_attn_backend_cls = lambda *_, **__: backend
     (folder / "meeting").unlink(missing_ok=True)
-    with _configured():
+    with configured():
         parallel_state.init_distributed_environment(1, 0, f"file://{folder / 'meeting'}", 0, "gloo")
         parallel_state.initialize_model_parallel(backend="gloo")
 
 
-def _configured() -> AbstractContextManager[Any]:
+def configured() -> AbstractContextManager[Any]:
     """Returns a context with a new configuration of vLLM."""
     from vllm.config import DeviceConfig, VllmConfig, set_current_vllm_config
 
@@ -83,14 +83,15 @@ def _configured() -> AbstractContextManager[Any]:
 def compute(job: Job) -> dict[str, Any]:
     """Loads a directory with vLLM-Omni, and compares its layers with those that were written."""
     out = Path(job.out)
-    with _configured():
+    with configured():
         torch.set_default_dtype(torch.bfloat16)
         try:
-            model, loaded = _loaded(out, *MODULES[job.family])
+            method = "mxfp8" if job.scheme == MXFP8 else "int8"
+            model, names = loaded(out, *MODULES[job.family], method)
         finally:
             torch.set_default_dtype(torch.float32)
         facts = _compared(model, torch.load(out.parent / REFERENCE), out)
-    unloaded = [name for name, _ in model.named_parameters() if name not in loaded]
+    unloaded = [name for name, _ in model.named_parameters() if name not in names]
     return facts | {"unloaded": len(unloaded)}
 
 
@@ -117,8 +118,9 @@ def _numbered(kernel: Any) -> Any:
     return call
 
 
-def _loaded(out: Path, module: str, kind: str) -> tuple[torch.nn.Module, set[str]]:
-    """Returns vLLM-Omni's model with the weights in `out`, and the names that its loader counts as loaded."""
+def loaded(out: Path, module: str, kind: str, method: str = "int8") -> tuple[torch.nn.Module, set[str]]:
+    """Returns vLLM-Omni's model with the weights in `out`, for which it finds the quantization `method`, and the names
+    that its loader counts as loaded."""
     from inspect import signature
 
     from vllm.config.load import LoadConfig
@@ -127,7 +129,7 @@ def _loaded(out: Path, module: str, kind: str) -> tuple[torch.nn.Module, set[str
 
     content = json.loads((out / "config.json").read_text())
     config = TransformerConfig.from_dict(content)
-    assert config.quant_method in ("int8", "mxfp8")
+    assert config.quant_method == method
     options: Any = SimpleNamespace(
         parallel_config=DiffusionParallelConfig(), tf_model_config=config, dtype=torch.bfloat16,
         quantization_config=config.quant_config,
@@ -139,8 +141,13 @@ def _loaded(out: Path, module: str, kind: str) -> tuple[torch.nn.Module, set[str
         arguments["od_config"] = options
     model = model_class(quant_config=config.quant_config, **arguments)
     loader = DiffusersPipelineLoader(LoadConfig(), options)
-    source = DiffusersPipelineLoader.ComponentSource(str(out), None, None)
-    return model, model.load_weights(loader._get_weights_iterator(source))
+    if method != "modelopt":
+        source = DiffusersPipelineLoader.ComponentSource(str(out), None, None)
+        return model, model.load_weights(loader._get_weights_iterator(source))
+    (out.parent / "transformer").unlink(missing_ok=True)
+    (out.parent / "transformer").symlink_to(out.name)  # the name by which vLLM-Omni knows the directory
+    source = DiffusersPipelineLoader.ComponentSource(str(out.parent), "transformer", None)
+    return model, model.load_weights(loader._get_weights_iterator(source, model))  # which also adapts scales
 
 
 def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -157,7 +164,7 @@ def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> d
     modules = {getattr(module, "prefix", name): module for name, module in model.named_modules()}
     by_name = dict(model.named_modules())
     for own, unsorted in groups.items():
-        members = sorted(unsorted, key=_place)
+        members = sorted(unsorted, key=place)
         module = modules.get(own) or by_name.get(own) or by_name.get(own.removesuffix(".0"))
         assert isinstance(module, LinearBase), own
         quantized = hasattr(module, "weight_scale")
@@ -176,7 +183,7 @@ def _compared(model: torch.nn.Module, reference: dict[str, Any], out: Path) -> d
     return {"layers": count, "equal": equal, "least": least}
 
 
-def _place(name: str) -> int:
+def place(name: str) -> int:
     """Returns the place of a projection in the joined layer, in which queries come before keys and values."""
     return "qkv".find(name.rpartition(".")[2].removeprefix("to_").removeprefix("add_")[0])
 

@@ -16,7 +16,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from . import comfy_maps, consumer_comfy, consumer_comfy_fp8, consumer_sglang, consumer_vllm_omni
+from . import (
+    comfy_maps,
+    consumer_comfy,
+    consumer_comfy_fp8,
+    consumer_modelopt_sglang,
+    consumer_modelopt_vllm_omni,
+    consumer_sglang,
+    consumer_vllm_omni,
+)
 from .consumer_diffusers import DIFFUSERS, PROOFS
 from .consumer_jobs import Proof, Row
 from .consumer_packages import SGLANG, VLLM_OMNI
@@ -57,6 +65,10 @@ RUNTIMES = {
     "comfy": Runtime(f"ComfyUI {{}} with comfy-kitchen {_pinned('comfy-kitchen', comfy_maps.PACKAGES)}", _comfy),
     "sglang": Runtime(f"SGLang {_pinned('sglang', SGLANG)}", _proven(consumer_sglang.PROOF)),
     "vllm-omni": Runtime(f"vLLM-Omni {_pinned('vllm-omni', VLLM_OMNI)}", _proven(consumer_vllm_omni.PROOF)),
+    "sglang-fp8": Runtime(f"SGLang {_pinned('sglang', SGLANG)} in FP8", _proven(consumer_modelopt_sglang.PROOF)),
+    "vllm-omni-fp8": Runtime(
+        f"vLLM-Omni {_pinned('vllm-omni', VLLM_OMNI)} in FP8", _proven(consumer_modelopt_vllm_omni.PROOF)
+    ),
 }
 
 

@@ -29,6 +29,7 @@ TABLE: dict[str, FormatFolder] = {
     "sglang": FormatFolder("sglang", (DENOISER,)),
     "sdnq": FormatFolder("sdnq", (DENOISER,)),
     "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
+    "modelopt": FormatFolder("modelopt", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }

@@ -61,6 +61,7 @@ def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     `names` are the checkpoint's formats; an empty set stands for `ascend`.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
-    consumers = {"octavo", *(record.consumer for record in records)}
-    optional = {(record.consumer, subject) for record in records for subject in record.optional}
+    pairs = [(record, consumer) for record in records for consumer in (record.consumer, *record.also)]
+    consumers = {"octavo", *(consumer for _, consumer in pairs)}
+    optional = {(consumer, subject) for record, consumer in pairs for subject in record.optional}
     return all(v.ok for v in verdicts if v.consumer in consumers and (v.consumer, v.subject) not in optional)

@@ -128,6 +128,7 @@ class Format:
     | packages    | packages needed to write the format, which Octavo's `extra` installs                               |
     | extra       | name of Octavo's extra that installs `packages`                                                    |
     | consumer    | name of the software that loads the format, as verdicts call it                                    |
+    | also        | names of further software that loads the format                                                    |
     | find        | function from a checkpoint's directory to the path of the format's files, or None without any      |
     | check       | function from the path that `find` returns to verdicts; never raises FileError                     |
     | foreign     | function from the directory of a checkpoint that is not in this format to verdicts on whether the  |
@@ -160,6 +161,7 @@ class Format:
     packages: tuple[str, ...] = ()
     extra: str = ""
     consumer: str = ""
+    also: tuple[str, ...] = ()
     find: Callable[[Path], Path | None] = nowhere
     check: Callable[[Path], list[Verdict]] = unchecked
     foreign: Callable[[Path], list[Verdict]] = unchecked

@@ -47,6 +47,7 @@ FORMATS = (
         files=MODEL_FILES,
         writer=write,
         schemes=(DYNAMIC, WEIGHT_ONLY),
+        mixed=False,
         consumer=CONSUMER,
         find=partial(find_intact, method=METHOD, folder="sdnq"),
         check=check,

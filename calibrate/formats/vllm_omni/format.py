@@ -54,6 +54,7 @@ FORMATS = (
         files=MODEL_FILES,
         writer=write,
         schemes=(DYNAMIC, MXFP8),
+        mixed=False,
         clamping=True,
         consumer=CONSUMER,
         find=find,
