@@ -131,6 +131,16 @@ def test_a_layer_computes_what_ascend_s_operators_do(name, dtype):
     assert not torch.equal(frozen(model.get_submodule(name), MXFP8)(x), y)  # scales chosen in the other way
 
 
+@pytest.mark.parametrize("kind", ["W8A8", "W8A8_DYNAMIC", "W8A16", MXFP8])
+def test_a_corrected_bias_is_no_difference_from_the_float_model(kind, tmp_path):
+    model = Wide()
+    correction = torch.full((96,), 0.05, dtype=torch.float64)
+    folder = written(tmp_path / "out", model, {"up": frozen(model.up, kind, clamping=True, correction=correction)})
+    assert AscendLayers(folder).difference(model) is None
+    model.down.bias += 1
+    assert AscendLayers(folder).difference(model) == "down.bias has other values"
+
+
 def test_layers_without_a_bias_stay_float_in_this_scheme_only():
     model, names = Wide(), ["up", "down", "bare"]
     assert set(kept_float(("ascend",), model, names, MXFP8)) == {"bare"}
