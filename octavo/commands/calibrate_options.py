@@ -254,7 +254,7 @@ def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Mod
 
     formats = formats_of(options)
     check_model(formats, model, options.dtype)
-    return settings.keeping(kept_float(formats, model, planned(model, settings).quantized))
+    return settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:
