@@ -2,12 +2,12 @@
 
     python -m bench.attention_types [--outliers] [--held 2] [--layers] [--rows 16 64 256]
 
-With --outliers, two channels of every key are 16 times as large and those of the query as much smaller, which changes no
-score. The first table has a row for each type of attention, with and without a rotation of query and key: the SQNR in dB of
-the worst head and the median over all heads and modules, and the SQNR of the transformer's output if only the attention
-is quantized. With --layers, also if the layers are W8A8 or W8A8_DYNAMIC, with the float and the quantized attention. All
-are measured on calls of held-out prompts. With --rows, a second table has the largest change of a head's SQNR if only so
-many query rows of a call are measured.
+With --outliers, two channels of every key are 16 times as large and those of the query as much smaller, which changes
+no score. The first table has a row for each type of attention, with and without a rotation of query and key: the SQNR
+in dB of the worst head, the median over all heads and modules, and the SQNR of the transformer's output if only the
+attention is quantized. With --layers, it has the SQNR with W8A8 and with W8A8_DYNAMIC layers too, with the float and
+with the quantized attention. All are measured on calls of held-out prompts. With --rows, a second table has the largest
+change of a head's SQNR if only so many query rows of a call are measured.
 """
 
 import argparse

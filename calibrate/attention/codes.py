@@ -1,9 +1,9 @@
 """Makes the codes of query, key and value as the kernels of quantized attention do, and returns the numbers that the
 codes stand for.
 
-All functions have an argument `x` (batch, heads, tokens, channels), and return the codes times their scales in float32,
-in the same shape. Tokens and channels that are missing in the last block of a kernel are zeros there, so they do not
-change a scale.
+All functions have an argument `x` (batch, heads, tokens, channels), and return the codes times their scales in
+float32, in the same shape. Tokens and channels that are missing in the last block of a kernel are zeros there, so they
+do not change a scale.
 """
 
 import torch
@@ -18,8 +18,8 @@ _LEAST_VALUE = 1e-12  # smallest scale of values in comfy-kitchen's kernel
 
 
 def fp8_blocks(x: Tensor, tokens: int) -> Tensor:
-    """Returns codes of e4m3 with a float32 scale for each block of `tokens` tokens and 128 channels of a head, with which the
-    block's largest magnitude becomes 448."""
+    """Returns codes of e4m3 with a float32 scale for each block of `tokens` tokens and 128 channels of a head, with
+    which the block's largest magnitude becomes 448."""
     padded = _padded(_padded(x.to(torch.float32), -2, tokens), -1, min(_COLUMNS, x.shape[-1]))
     blocks = padded.unflatten(-1, (-1, min(_COLUMNS, x.shape[-1]))).unflatten(-3, (-1, tokens))
     scale = blocks.abs().amax((-3, -1), keepdim=True) / FP8.highest
@@ -28,8 +28,8 @@ def fp8_blocks(x: Tensor, tokens: int) -> Tensor:
 
 
 def mx_channels(x: Tensor) -> Tensor:
-    """Returns codes of e4m3 in which 32 neighbouring channels of a token share a power of two, which Ascend's
-    npu_dynamic_mx_quant chooses so that the largest code may be clamped."""
+    """Returns codes of e4m3 in which 32 neighbouring channels of a token share a power of two. Ascend's
+    npu_dynamic_mx_quant chooses it so that the largest code may be clamped."""
     assert MXFP8.block is not None
     blocks = _padded(x.to(torch.float32), -1, MXFP8.block).unflatten(-1, (-1, MXFP8.block))
     scale = block_scales(blocks.abs().amax(-1, keepdim=True), clamping=True)
@@ -37,23 +37,23 @@ def mx_channels(x: Tensor) -> Tensor:
 
 
 def mx_tokens(x: Tensor) -> Tensor:
-    """Returns codes of e4m3 in which 32 consecutive tokens of a channel share a power of two. The tokens of all batch items
-    follow one another, as in MindIE-SD, so that a block may hold tokens of two items."""
+    """Returns codes of e4m3 in which 32 consecutive tokens of a channel share a power of two. The tokens of all batch
+    items follow one another, as in MindIE-SD, so that a block may hold tokens of two items."""
     tokens = x.transpose(0, 1).flatten(1, 2)  # (heads, batch * tokens, channels)
     coded = mx_channels(tokens.transpose(-1, -2)).transpose(-1, -2)
     return coded.unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
 def int8_queries(x: Tensor, warp: int) -> Tensor:
-    """Returns codes of int8 in which, of every `warp` tokens, those whose positions have the same remainder by 8 share a
-    scale."""
+    """Returns codes of int8 in which, of every `warp` tokens, those whose positions have the same remainder by 8 share
+    a scale."""
     blocks = _padded(x.to(torch.float32), -2, warp).unflatten(-2, (-1, warp // 8, 8))
     return _int8(blocks, (-3, -1)).flatten(-4, -2)[..., : x.shape[-2], :]
 
 
 def int8_keys(x: Tensor, tile: int) -> Tensor:
-    """Returns codes of int8 in which, of every `tile` tokens, the first and second of each 8 share a scale, the third and
-    fourth, and so on: four scales for a tile."""
+    """Returns codes of int8 in which, of every `tile` tokens, the first and second of each 8 share a scale, the third
+    and fourth, and so on: four scales for a tile."""
     blocks = _padded(x.to(torch.float32), -2, tile).unflatten(-2, (-1, tile // 8, 4, 2))
     return _int8(blocks, (-4, -2, -1)).flatten(-5, -2)[..., : x.shape[-2], :]
 
