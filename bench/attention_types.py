@@ -6,9 +6,9 @@ With --outliers, two channels of every key are 16 times as large and those of th
 no score. The first table has a row for each type of attention, with and without a rotation of query and key: the SQNR
 in dB of the worst head, the median over all heads and modules, and the SQNR of the transformer's output if only the
 attention is quantized. With --layers, it has the SQNR with W8A8 (static) and W8A8_DYNAMIC (dynamic) layers too, with
-the float and with the quantized attention. All are measured on calls of held-out prompts. With --bounds, a second table has
-the number of attention modules that reach each bound, and the SQNR of the output if these are quantized. With --rows, a
-third table has the largest change of a head's SQNR if only so many query rows of a call are measured.
+the float and with the quantized attention. All are measured on calls of held-out prompts. With --bounds, a second table
+has the number of attention modules that reach each bound, and the SQNR of the output if these are quantized. With
+--rows, a third table has the largest change of a head's SQNR if only so many query rows of a call are measured.
 """
 
 import argparse
