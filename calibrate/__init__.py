@@ -5,7 +5,8 @@ Reading order:
 1. `layers/`: the quantization formula (`scheme`), how an input becomes codes (`inputs`), the tensors of an integer
    layer, modules that compute such a layer exactly
 2. `plan`: which layers become integers, and why the others stay float
-3. `replay/`: runs the float model on recorded calls; `observers/`: record statistics of the inputs of its layers
+3. `replay/`: runs the float model on recorded calls; `observers/`: record statistics of the inputs of its layers;
+   `attention/`: measures the error that quantized attention would have
 4. `smoothing/`: chooses smoothing factors; `rounding/`: chooses integer weights that keep the layer's output
 5. `choose`: uses 3 and 4 to choose the integer form of each layer; `part`, `calibration`: run `choose`, measure the
    integer layers, report

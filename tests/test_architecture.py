@@ -32,7 +32,7 @@ ORDER = (
     {"layers"},
     {"given_model"},
     {"replay", "plan", "runtime"},
-    {"observers", "choice", "preparation", "result"},
+    {"observers", "choice", "preparation", "result", "attention"},
     {"smoothing", "rounding", "mixed_precision"},
     {"settings", "formats"},
     {"report"},
