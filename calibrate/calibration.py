@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
+from .attention.choice import attention_section
+from .attention.measure import attention_errors
 from .choice import Choice
 from .layers.install import install, quantized
 from .layers.modules import QuantizedLayer
@@ -30,6 +33,8 @@ from .report import Findings, report_of, with_mixture
 from .result import Result
 from .settings import DEFAULTS, Settings
 from .smoothing.fold import fold, temporary_values
+
+_ATTENTION_CALLS = 4  # most calls on which the error of quantized attention is measured
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +89,12 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
+    attention: dict[str, Any] = {}
+    if settings.attention != "off":
+        with work.watch.stage("attention"):
+            seen_calls = list(islice(part.measured(), _ATTENTION_CALLS))
+            rows = attention_errors(model, seen_calls, ranks=work.ranks)
+            attention = {"attention": attention_section(rows, len(seen_calls))}
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -105,7 +116,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     held_out = seen.current.held_out_count(part.positions)
     guarded = part.selection.guarded
     findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
-    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
+    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve} | attention
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():

@@ -3,6 +3,7 @@ input ranges, integer weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -106,15 +107,13 @@ def choose(
         observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
+    surveys = {name: survey_of_layer for name, survey_of_layer in surveys.items() if name in choices}
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
+        usable, some = {name: choices[name] for name in surveys}, partial(calls_at, calls, summed)
         with work.watch.stage("weights"):
-            surveys = {name: survey_of_layer for name, survey_of_layer in surveys.items() if name in choices}
-            usable = {name: choices[name] for name in surveys}
-            choices |= choose_weights(
-                model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
-            )
+            choices |= choose_weights(model, usable, surveys, some, settings.method, work, sums_memory())
     with work.watch.stage("guard"):
         choices, rows = guarded(model, choices, surveys, settings, work)
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None

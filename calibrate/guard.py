@@ -17,18 +17,19 @@ from torch import nn
 from .byte_sizes import size
 from .choice import Choice
 from .layers.inputs import INPUTS
+from .layers.schemes import Instead
 from .layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from .observers.survey import Survey
 from .plan import FloatLayer, Plan, layer_at
 from .replay.work import Work
 from .rounding.judge import error_of, median_error_of
-from .settings import Instead, Settings
+from .settings import Settings
 
 LOST = 0.01  # relative squared error of a lost layer: 20 dB, a third of what FP8 codes leave where they fit
 
 
 class Guarded(NamedTuple):
-    """What the guard did about a lost layer.
+    """Says what the guard did about a lost layer.
 
     `error` is the relative squared error of the layer's output on held-out rows, in the scheme of the calibration, or
     its median over single rows if that is larger;
@@ -126,6 +127,11 @@ def _choice(choice: Choice, module: FloatLayer, way: Instead, settings: Settings
         factors = choice.transform if isinstance(choice.transform, Multiply) else choice.transform.multiply
         transform = MultiplyRotate(factors, Rotate.by(way.rotation))
     return Choice(input, transform)
+
+
+def lost_layers(rows: Sequence[Guarded], settings: Settings) -> dict[str, str]:
+    """Returns the layers that stay float because their scheme would lose them: a dict from layer name to reason."""
+    return {row.name: f"{settings.scheme} would lose it" for row in rows if row.scheme is None}
 
 
 def warning_of(rows: Sequence[Guarded], plan: Plan, settings: Settings) -> str | None:

@@ -11,6 +11,7 @@ from octavo.capture.errors import NumbersError
 
 from .choice import Choice, layer_of
 from .choose import Selection, choose
+from .guard import lost_layers
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
 from .plan import Plan, layer_at, make_plan, named, reasons_of
@@ -76,11 +77,9 @@ def calibrate_part(
     for measuring.
     """
     chosen = choose(model, calls, plan, settings, work, sums_memory)
-    choices = chosen.choices
+    plan, choices = plan.kept_float(lost_layers(chosen.guarded, settings)), chosen.choices
     if mix is not None:
         plan, choices = mix(plan, choices)
-    lost = {row.name: f"{settings.scheme} would lose it" for row in chosen.guarded if row.scheme is None}
-    plan = plan.kept_float(lost)
     with work.watch.stage("freeze"):
         plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, keep_layers=keep_layers)
         plan = without_multipliers(model, plan, choices, settings)

@@ -54,32 +54,36 @@ def report_of(
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
     |             | calls_held_out: how many of the measured calls are held out                                      |
     | enough      | learning curve: rows of calls, prompts, output_sqnr in dB; [] where it was not measured          |
-    | guard       | a row for each layer that its scheme would lose on held-out calls: name, sqnr in dB; scheme and  |
-    |             | rotation that it got instead, sqnr_after; scheme null: it stays float                            |
+    | guard       | a row for each lost layer: `Guarded.reported`                                                    |
     | warnings    | the warnings for the user, one line each                                                         |
     | seconds     | seconds by stage                                                                                 |
     | peak_memory | largest memory of the process, in bytes                                                          |
     """
-    rows, extent = [_row(e, layers.get(e.name), findings, settings) for e in plan.entries], interval(findings.output)
+    rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
     return {
         "format": FORMAT,
         "settings": settings.reported,
         "layers": rows,
-        "totals": {
-            "quantized": len(layers),
-            "kept_float": len(rows) - len(layers),
-            "bytes_before": sum(row["bytes_before"] for row in rows),
-            "bytes_after": sum(row["bytes_after"] for row in rows),
-            "output_sqnr": total(findings.output).sqnr,
-            "output_sqnr_interval": None if extent is None else list(extent),
-            "calls": findings.calls,
-            "calls_measured": len(findings.output),
-            "calls_held_out": findings.held_out,
-        },
+        "totals": _totals(rows, findings),
         "guard": [row.reported for row in findings.guarded],
         "warnings": [*warnings_of(plan), *filter(None, [warning_of(findings.guarded, plan, settings)])],
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
         "peak_memory": peak_memory(),
+    }
+
+
+def _totals(rows: Sequence[Mapping[str, Any]], findings: Findings) -> dict[str, Any]:
+    extent, quantized = interval(findings.output), sum("weight_scale" in row for row in rows)
+    return {
+        "quantized": quantized,
+        "kept_float": len(rows) - quantized,
+        "bytes_before": sum(row["bytes_before"] for row in rows),
+        "bytes_after": sum(row["bytes_after"] for row in rows),
+        "output_sqnr": total(findings.output).sqnr,
+        "output_sqnr_interval": None if extent is None else list(extent),
+        "calls": findings.calls,
+        "calls_measured": len(findings.output),
+        "calls_held_out": findings.held_out,
     }
 
 

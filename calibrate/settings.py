@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from octavo.capture.errors import UsageError
 from .choice import NEAREST
 from .layers.inputs import ACTIVATIONS, INPUTS, Input
 from .layers.scheme import ACTIVATION, ELEMENT_TYPES, INT8, SYMMETRIC_ACTIVATION, Scheme
-from .layers.schemes import NAMES, ROTATIONS
+from .layers.schemes import NAMES, ROTATIONS, Instead
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .replay.measured_calls import MEASURED
@@ -20,16 +20,9 @@ from .smoothing.fold import FoldGroup, Unfolded, fixed_scales
 
 # the words of `Settings.rotation`, with the numbers of channels in a group that are tried; the first is preferred
 ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in ROTATIONS}}
+ATTENTION = ("off", "report")
 WEIGHT_SCALES = ("channel", "tensor")  # one scale for each output channel, or for the whole weight
 WHOLE_NUMBER_METHODS = ("admm", "adaround")  # rounding methods whose codes are whole numbers
-
-
-class Instead(NamedTuple):
-    """What a layer may get instead of its scheme: another `scheme`, whose ranges are not known beforehand, such as
-    W8A8_FP8_DYNAMIC, and a rotation of its input in groups of `rotation` channels (0: none)."""
-
-    scheme: str
-    rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,7 @@ class Settings:
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
+    attention: str = "off"  # "report": the error that quantized attention would have goes into the report
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
     mixable: tuple[str, ...] | None = None  # schemes that layers may have beside each other; None: all
@@ -73,6 +67,7 @@ class Settings:
             _one_of("weights", word, WEIGHT_METHODS)
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("rotation", self.rotation, ROTATION)
+        _one_of("attention", self.attention, dict.fromkeys(ATTENTION))
         _one_of("element", self.element, ELEMENT_TYPES)
         _one_of("weight_scales", self.weight_scales, dict.fromkeys(WEIGHT_SCALES))
         self._check_element()

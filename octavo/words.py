@@ -15,6 +15,7 @@ RECIPES = ("plain", "fast", "balanced", "best")
 ROTATION = ("off", "auto", "16", "64", "256")
 ACTIVATIONS = ("static", "timestep", "dynamic")  # the table also has "float", which --weight-only chooses
 ELEMENTS = tuple(schemes.NAMES)
+ATTENTION = ("off", "report")
 WEIGHT_SCALES = ("channel", "tensor")
 FORMATS = tuple(TABLE)
 DENOISER_FORMATS, CLASSIFIER_FORMATS = names_for(DENOISER), names_for(CLASSIFIER)

@@ -35,6 +35,7 @@ ORDER = (
     {"observers", "choice", "preparation", "result", "attention"},
     {"smoothing", "rounding", "mixed_precision"},
     {"settings", "formats"},
+    {"guard"},
     {"report"},
     {"choose"},
     {"learning_curve", "part"},

@@ -91,13 +91,14 @@ class BlockwiseCalibration:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
         if settings.budget is not None or settings.fallback:
             raise UsageError("--memory: --budget needs the whole model in memory. Remove --memory or --budget.")
+        if settings.attention != "off":
+            raise UsageError("--memory: --attention needs the whole model in memory. Remove --memory or --attention.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(directory, device or torch.device("cpu"), cast)
         self._plan = self._parking.with_bytes(model, planned(model, settings))
         widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
-        method = settings.method
-        self._sums = 0 if method.plain else bytes_of_sums(widest, method)
+        self._sums = 0 if settings.method.plain else bytes_of_sums(widest, settings.method)
         self._check_shared()
         self._blocks = Blocks(model, self._names, self._parking, Spill(directory), self._plan.quantized)
         self._check_limit()

@@ -11,10 +11,9 @@ from octavo.capture.fingerprint import Origin
 from octavo.capture.space import check_space
 
 from ..byte_sizes import parse_size
-from ..layers.schemes import NAMES, ROTATIONS
+from ..layers.schemes import NAMES, ROTATIONS, Instead
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
-from ..settings import Instead
 from . import TABLE, format_named
 from .diffusers.write import SHARD
 from .manifest import write_manifests

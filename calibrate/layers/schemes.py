@@ -1,6 +1,8 @@
 """Defines the names of the schemes of 8-bit layers, which are those of Huawei's quantization tool msModelSlim where it
 has one, and the sizes of rotations. Importing this module needs no torch."""
 
+from typing import NamedTuple
+
 STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY = "W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16"
 FP8_STATIC, FP8_TIMESTEP, FP8_DYNAMIC = "W8A8_FP8", "W8A8_FP8_TIMESTEP", "W8A8_FP8_DYNAMIC"
 FP8_WEIGHT_ONLY, MXFP8, MXFP8_WEIGHT_ONLY = "W8A16_FP8", "W8A8_MXFP8", "W8A16_MXFP8"
@@ -20,3 +22,11 @@ BLOCK = 32  # channels of an input, or columns of a weight, that share a scale i
 # the numbers of channels in a group that a rotation may mix, and of the 4 x 4 matrices whose Kronecker product mixes
 # them
 ROTATIONS = {16: 2, 64: 3, 256: 4}
+
+
+class Instead(NamedTuple):
+    """Names what a layer may get instead of its scheme: another `scheme`, whose ranges are not known beforehand, such
+    as W8A8_FP8_DYNAMIC, and a rotation of its input in groups of `rotation` channels (0: none)."""
+
+    scheme: str
+    rotation: int = 0

@@ -68,14 +68,12 @@ def mixed(
     used = cost_of_choice([group.options for group in groups], selection.chosen).plus(fixed)
     report = {
         **_budget_report(budget, limit, summed(before.values()), used),
-        "schemes": {scheme: sum(used == scheme for used in schemes.values()) for scheme in search.schemes},
+        "schemes": {scheme: list(schemes.values()).count(scheme) for scheme in search.schemes},
         "float": len(names) - len(schemes),
         **_error_report(groups, selection, runs),
     }
-    selected = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
-    found = {name: choice for name, choice in selected.items() if not isinstance(choice, str)}
-    mixture = Mixture(_plan_with(plan, names, schemes, budget), found, report, _errors_by_layer(groups))
-    return work.ranks.first(mixture)
+    mixed_plan, selected = _plan_with(plan, names, schemes, budget), candidates.choices(schemes)
+    return work.ranks.first(Mixture(mixed_plan, selected, report, _errors_by_layer(groups)))
 
 
 class _Selection(NamedTuple):

@@ -63,6 +63,12 @@ class Candidates:
         choice = self.choice(name, scheme)
         return choice if isinstance(choice, str) else layer_of(layer_at(self.model, name), choice)
 
+    def choices(self, assignment: Assignment) -> dict[str, Choice]:
+        """Returns a dict from layer name to how the layer is quantized, for the layers in `assignment`. Layers without
+        an 8-bit form are left out."""
+        choices = {name: self.choice(name, scheme) for name, scheme in assignment.items()}
+        return {name: choice for name, choice in choices.items() if not isinstance(choice, str)}
+
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
         """Returns a dict from layer name to integer layer for the layers in `assignment`, a dict from layer name to
         scheme. Layers without an integer form are left out."""

@@ -62,7 +62,7 @@ class FoldGroup(Protocol):
 
 
 class Unfolded(NamedTuple):
-    """A smoothing group whose factors cannot be folded."""
+    """Names the layers of a smoothing group whose factors cannot be folded."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...] = ()

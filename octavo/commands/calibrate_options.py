@@ -14,6 +14,7 @@ from ..declarations import Within, argument, flag, option, several
 from ..run_options import DEVICES, FILES, PLACE, READABLE, TRUST
 from ..words import (
     ACTIVATIONS,
+    ATTENTION,
     CLASSIFIER_FORMATS,
     DENOISER_FORMATS,
     DTYPES,
@@ -98,6 +99,10 @@ class CalibrateOptions:
         "Mix so many neighbouring channels of an input, against outliers; auto: the best for each layer.",
         default="off", heading=INPUTS, type=click.Choice(ROTATION),
     )  # fmt: skip
+    attention: str = option(
+        "Report the error that attention would have if query, key and value were quantized.",
+        default="off", heading=INPUTS, type=click.Choice(ATTENTION),
+    )  # fmt: skip
     weights: tuple[str, ...] = several(
         "Rounding method; if repeated, each layer gets the method with the least error.",
         heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
@@ -144,8 +149,8 @@ class CalibrateOptions:
 
 # fields of CalibrateOptions that are no options of `octavo calibrate-cnn`
 NOT_FOR_CLASSIFIERS = (
-    "element", "weight_scales", "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory",
-    "allow_incomplete", "allow_revision", "trust_remote_code", "max_shard_size",
+    "element", "weight_scales", "rotation", "attention", "pipeline", "model", "component", "budget", "quantize_too",
+    "memory", "allow_incomplete", "allow_revision", "trust_remote_code", "max_shard_size",
 )  # fmt: skip
 
 
@@ -206,7 +211,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
         fold=folding(formats), multipliers=multiplying(formats), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
-        rotation=options.rotation, samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
+        rotation=options.rotation, attention=options.attention,
+        samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
     instead = instead_of(formats, settings.element, settings.activations)

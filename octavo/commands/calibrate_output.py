@@ -14,6 +14,7 @@ from octavo.capture.ranks import ALONE, Ranks
 
 from ..page import PAGE_FILE, page
 from ..terminal import Terminal, count_of, size
+from .attention_output import show_attention
 from .calibrate_options import CalibrateOptions, formats_of
 
 
@@ -93,8 +94,11 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
     quality = "" if totals["output_sqnr"] is None else f"; output SQNR {quality_of(totals)}"
     if "budget" in report:
         show_budget(report, terminal)
+    if "attention" in report:
+        show_attention(report["attention"], terminal)
+    codes = "8-bit integers" if options.element == "int8" else options.element
     terminal.say(
-        f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
+        f"{options.out}: {totals['quantized']} layers in {codes}, {totals['kept_float']} float{quality}; "
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
         f"{count_of(totals['calls'], 'call')}, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
     )

@@ -8,8 +8,8 @@ from torch import nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.guard import LOST
-from octavo.calibrate.layers.schemes import FP8_DYNAMIC, FP8_STATIC
-from octavo.calibrate.settings import Instead, Settings
+from octavo.calibrate.layers.schemes import FP8_DYNAMIC, FP8_STATIC, Instead
+from octavo.calibrate.settings import Settings
 
 FLOAT_ONLY = Settings(element="fp8", quantize=("*",))
 EITHER = replace(FLOAT_ONLY, instead=(Instead(FP8_DYNAMIC), Instead(FP8_DYNAMIC, 16)))

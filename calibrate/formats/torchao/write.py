@@ -87,15 +87,13 @@ def write_torchao(
     value. Weights above `shard` bytes are split into several files. Raises UsageError for a layer that the format
     cannot hold and for a model that is not a diffusers model, NumbersError for a number that is not finite.
     """
-    config = config_of(model)
-    axes = axes or {}
+    config, axes = config_of(model), axes or {}
     for name, layer in layers.items():
         if refusal := refusal_of(layer, axes.get(name)):
             raise UsageError(f"format torchao: {name} {refusal}")
     ranked = {name: RankedLayer(layer, axes.get(name, 0)) for name, layer in layers.items()}
     named = {name: ranked[names[0]] for names in names_of(model).values() if names[0] in ranked for name in names}
-    tensors: dict[str, Planned] = {}
-    kinds: dict[str, str] = {}
+    tensors, kinds = dict[str, Planned](), dict[str, str]()
     for name, tensor in state(model, {}, parameters):
         owner, _, leaf = name.rpartition(".")
         if owner not in named:
@@ -107,9 +105,8 @@ def write_torchao(
             if ranked_layer.layer.bias is not None:
                 key = f"{owner}.bias"
                 tensors[key], kinds[key] = Planned.of(bias_of(key, ranked_layer.layer)), _PLAIN
-    quantization = QUANTIZATION_CONFIG
-    if any(not layer.integer for layer in layers.values()):
-        quantization = quantization | {"quant_type": {"default": float8.CONFIG}}
+    integers = all(layer.integer for layer in layers.values())
+    quantization = QUANTIZATION_CONFIG | ({} if integers else {"quant_type": {"default": float8.CONFIG}})
     write_config(directory, config | {"quantization_config": quantization}, modes)
     write_weights(directory, tensors, kinds | {NAMES: json.dumps(list(kinds))}, modes, shard)
 

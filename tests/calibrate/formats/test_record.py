@@ -24,9 +24,9 @@ def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_pa
     deployment = Deployment(None, None, {}, {}, 1)
 
     def write(**changes):
-        replace(record, **changes).write(result.layers, model, tmp_path, Modes(), deployment)
+        replace(record, **({"schemes": ("W8A8",)} | changes)).write(result.layers, model, tmp_path, Modes(), deployment)
 
-    refused(lambda: write(elements=()), 2, f"format {name}: cannot hold layer {layer}, whose codes are torch.int8")
+    refused(lambda: write(schemes=()), 2, f"format {name}: cannot hold layer {layer}, whose scheme is W8A8")
     numbers = result.layers[layer].numbers
     multiply = Multiply(numbers.weight_scale.new_ones(numbers.weight.shape[1]))
     result.layers[layer] = build(replace(numbers, transform=multiply), model.get_submodule(layer))
