@@ -2,7 +2,7 @@
 input ranges, integer weights."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -12,12 +12,12 @@ from octavo.capture.errors import NumbersError
 
 from .choice import Choice
 from .guard import Guarded, guarded
-from .layers.transforms import Transform
+from .layers.transforms import Transform, weight_for
 from .observers.patches import PatchSurvey
 from .observers.ranges import ONE_BIN, Bins, Ranges, bins_for, input_with, observe_ranges
 from .observers.survey import Survey
 from .observers.survey_replay import SurveyResult, SurveyState, survey_inputs
-from .plan import Plan, named
+from .plan import Plan, layer_at, named
 from .replay.calls import Calls, calls_at, evenly_spaced, first
 from .replay.current_call import CurrentCall
 from .replay.hooks import layers_called
@@ -232,4 +232,18 @@ def nearest_choices(
                 reasons[name] = f"{str(dtype).removeprefix('torch.')} cannot represent the scale of its input range"
             else:
                 choices[name] = Choice(input, transforms.get(name))
-    return choices, reasons
+    return choices | with_shared_scales(model, choices, settings), reasons
+
+
+def with_shared_scales(model: nn.Module, choices: Mapping[str, Choice], settings: Settings) -> dict[str, Choice]:
+    """Returns a dict from layer name to choice for the layers of `settings.joined` in `choices`: the weights of the
+    layers of a group get one scale, which covers the largest of their values."""
+    shared = {}
+    for group in settings.joined:
+        names = [name for name in group if name in choices]
+        weights = [weight_for(choices[name].transform, layer_at(model, name).weight.detach()) for name in names]
+        largest = max((float(weight.abs().max()) for weight in weights), default=0.0)
+        for name in names if largest else ():
+            input = choices[name].input
+            shared[name] = replace(choices[name], input=replace(input, scheme=replace(input.scheme, largest=largest)))
+    return shared

@@ -38,6 +38,7 @@ class Settings:
     element: str = "int8"  # the numbers that codes are taken from: a name of ELEMENT_TYPES
     weight_scales: str = "channel"  # what has a scale in a weight: a word of WEIGHT_SCALES
     instead: tuple[Instead, ...] = ()  # what a layer may get whose scheme would lose it (guard.py); else it stays float
+    joined: tuple[tuple[str, ...], ...] = ()  # layers whose weights share one scale, with weight_scales "tensor"
     clamping: bool = False  # whether scales of MXFP8 inputs are chosen as Ascend does (`Scheme.clamping`)
     smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
     rotation: str = "off"  # whether inputs are rotated where that lowers the error: a name of ROTATION

@@ -152,6 +152,19 @@ def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str],
     return reasons
 
 
+def joined(formats: Sequence[str], model: nn.Module, names: Collection[str]) -> tuple[tuple[str, ...], ...]:
+    """Returns groups of those layers `names` of `model` whose weights need one scale together, because a consumer of
+    one of `formats` joins them into one matrix. Groups with a layer in common become one group."""
+    groups: list[set[str]] = []
+    for record in map(format_named, formats):
+        for group in record.joined(model, names):
+            merged = set(group) & set(names)
+            overlapping = [other for other in groups if other & merged]
+            groups = [other for other in groups if not other & merged]
+            groups.append(merged.union(*overlapping))
+    return tuple(tuple(sorted(group)) for group in groups if len(group) > 1)
+
+
 def multiplying(formats: Sequence[str], scheme: str = "") -> bool:
     """Returns whether layers of this `scheme` may multiply their inputs by smoothing multipliers: True if each of
     `formats` can hold the multipliers. "" stands for a scheme of integers."""

@@ -105,6 +105,11 @@ def no_layers(model: "nn.Module", names: Collection[str], scheme: str) -> Collec
     return ()
 
 
+def no_groups(model: "nn.Module", names: Collection[str]) -> Collection[Collection[str]]:
+    """Returns no groups for any model. Formats whose consumer joins no layers have this function as their `joined`."""
+    return ()
+
+
 def unchecked(path: Path) -> list[Verdict]:
     """Returns no verdicts for any path. Formats whose files are not checked have this function as their `check`."""
     return []
@@ -121,6 +126,8 @@ class Format:
     | writer      | function that writes the files                                                                     |
     | schemes     | schemes of layers that the format can hold; messages recommend the first                           |
     | whole       | schemes in which the consumer takes only one scale for a whole weight                              |
+    | joined      | function that takes a denoiser and the names of its quantized layers, and returns groups of those  |
+    |             | that the consumer joins into one matrix, which has one scale in the schemes of `whole`             |
     | mixed       | True if layers of one checkpoint may have different schemes                                        |
     | clamping    | True if the consumer chooses the scales of MXFP8 inputs as Ascend does (`Scheme.clamping`)         |
     | transforms  | names of the classes in layers.transforms that inputs may go through before they become codes      |
@@ -154,6 +161,7 @@ class Format:
     writer: Writer
     schemes: tuple[str, ...] = (STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY)
     whole: tuple[str, ...] = ()
+    joined: "Callable[[nn.Module, Collection[str]], Collection[Collection[str]]]" = no_groups
     mixed: bool = True
     clamping: bool = False
     transforms: tuple[str, ...] = ()

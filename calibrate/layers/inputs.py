@@ -44,7 +44,9 @@ def weights_for(scheme: Scheme) -> Scheme:
     have the same element type."""
     if scheme.element == WEIGHT.element and not scheme.per_tensor:
         return WEIGHT
-    return replace(WEIGHT, element=scheme.element, per_tensor=scheme.per_tensor, clamping=scheme.clamping)
+    return replace(
+        WEIGHT, element=scheme.element, per_tensor=scheme.per_tensor, largest=scheme.largest, clamping=scheme.clamping
+    )
 
 
 @dataclass(frozen=True)

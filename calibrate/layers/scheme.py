@@ -99,6 +99,8 @@ class Scheme:
     |            | (`block_scales`), as Ascend's npu_dynamic_mx_quant chooses it                     |
     | per_tensor | all output channels of a weight have the same scale; in the rule of an input:     |
     |            | those of the layer's weight                                                       |
+    | largest    | with per_tensor: the largest absolute value that the scale covers, where several  |
+    |            | weights have the same scale; None: that of the weight                             |
     """
 
     element: Element = INT8
@@ -107,6 +109,7 @@ class Scheme:
     narrow: bool = False
     reciprocal: bool = False
     per_tensor: bool = False
+    largest: float | None = None
     clamping: bool = False
 
     @property

@@ -79,7 +79,8 @@ def round_to_nearest(
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
-    value becomes the largest code of `scheme`; with `scheme.per_tensor`, the largest value of the whole weight. For
+    value becomes the largest code of `scheme`; with `scheme.per_tensor`, the largest value of the whole weight, or
+    `scheme.largest`. For
     blocks, returns (out, blocks) powers of two, those of `least_error_scales`. Returns None if any channel is so small
     that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
@@ -87,7 +88,8 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
         return least_error_scales(flat.to(torch.float32), scheme)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     if scheme.per_tensor:
-        largest = largest.amax().expand_as(largest).clone()
+        whole = largest.amax() if scheme.largest is None else largest.new_tensor(scheme.largest)
+        largest = whole.expand_as(largest).clone()
     scale = (largest / scheme.qmax).to(torch.float32)
     zero = largest == 0
     if bool(((scale < _SMALLEST) & ~zero).any()):

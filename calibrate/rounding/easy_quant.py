@@ -32,11 +32,12 @@ def easy_quant(
     in the other methods; otherwise clipping would cost nothing for a weight whose input was near zero in the
     calibration. `scheme` says which codes a weight can have. Without inputs, all inputs count as independent with equal
     energy. If blocks of columns have scales (MXFP8), each block takes the better of two scales instead, by the squared
-    error that each column's energy weighs. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns
-    None if a channel of the weight is too small for a float32 scale."""
+    error that each column's energy weighs. A scale that other weights share (`scheme.largest`) is left as it is.
+    Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight is too
+    small for a float32 scale."""
     nearest = round_to_nearest(weight, scheme=scheme)
-    if nearest is None:
-        return None
+    if nearest is None or scheme.largest is not None:
+        return nearest
     w = as_matrix(weight)
     gram = torch.eye(w.shape[1], dtype=w.dtype, device=w.device) if inputs is None else as_matrix(inputs.gram)
     if scheme.block is not None:

@@ -151,7 +151,8 @@ def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
         return Case(target, scale, hessian, scheme, spread(scale, target).to(target.dtype))
     largest = target.abs().amax(1)
     if scheme.per_tensor:
-        largest = largest.amax().expand_as(largest)
+        whole = largest.amax() if scheme.largest is None else largest.new_tensor(scheme.largest)
+        largest = whole.expand_as(largest)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
     return Case(target / scale[:, None], scale, hessian, scheme)
@@ -192,7 +193,7 @@ def better_channels(
 ) -> QuantizedWeight | None:
     """Returns a quantized weight, rounded to the nearest except in the output channels where `codes` (out, in) and
     `scale`, (out,) or (out, blocks), give a smaller error. These channels have `codes` and `scale`. With
-    `scheme.per_tensor`, all channels are of the same kind.
+    `scheme.per_tensor`, all channels are of the same kind, unless `scheme.largest` gives both the same scale.
 
     `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
     weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2
@@ -208,7 +209,7 @@ def better_channels(
     )
     difference = _error_difference(_values(candidate), _values(nearest), as_matrix(weight), inputs)
     improves = (difference < 0).to(usable.device) & usable
-    if scheme.per_tensor:
+    if scheme.per_tensor and scheme.largest is None:
         improves = ((difference.sum() < 0).to(usable.device) & usable.all()).expand_as(usable)
     return QuantizedWeight(
         torch.where(spread(improves, nearest.weight), candidate.weight, nearest.weight),

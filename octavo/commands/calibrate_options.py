@@ -254,13 +254,17 @@ def _recipe(options: CalibrateOptions) -> "dict[str, Any]":
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
     """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
-    --format cannot hold. Raises UsageError if a format cannot hold the denoiser."""
-    from octavo.calibrate.formats.export import check_model, kept_float
+    --format cannot hold; and by the layers whose weights share a scale in a format. Raises UsageError if a format
+    cannot hold the denoiser."""
+    from octavo.calibrate.formats.export import check_model, joined, kept_float
     from octavo.calibrate.part import planned
 
     formats = formats_of(options)
     check_model(formats, model, options.dtype)
-    return settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
+    settings = settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
+    if settings.weight_scales != "tensor":
+        return settings
+    return replace(settings, joined=joined(formats, model, planned(model, settings).quantized))
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:

@@ -12,7 +12,7 @@ from ...layers.schemes import DYNAMIC, FP8_STATIC
 from ...layers.schemes import MXFP8 as MXFP8_DYNAMIC
 from ..record import Deployment, Description, Format
 from .check import COMFYUI, check, family_in
-from .names import kept_float, refusal
+from .names import joined, kept_float, refusal
 from .structure import FILE, FILES, FP8, INT8, MXFP8, Content, file_in, rotation_of
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ FORMATS = (
         describe=describe,
         refusal=refusal,
         kept_float=kept_float,
+        joined=joined,
         folds=True,
         made_biases=False,
     ),

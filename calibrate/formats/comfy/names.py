@@ -128,6 +128,12 @@ def together(model: "nn.Module") -> list[list[str]]:
     return [group for group in names if len(group) > 1]
 
 
+def joined(model: "nn.Module", names: Collection[str]) -> list[tuple[str, ...]]:
+    """Returns the groups of layers of `model` that are concatenated into one matrix, as far as all of a group's layers
+    are among `names`, the layers that become 8-bit layers."""
+    return [tuple(group) for group in together(model) if set(names).issuperset(group)]
+
+
 def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
     """Returns the names of the layers that have to stay float, among `names`, the layers of `model` that would become
     integers. They are the convolutions, and the layers that are concatenated into one matrix with a layer that stays

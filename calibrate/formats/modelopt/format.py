@@ -12,7 +12,7 @@ from ..diffusers.directory import MODEL_FILES, find_intact
 from ..record import Deployment, Description, Format
 from .check import check
 from .files import LAYOUT, SGLANG_NAME, VLLM_NAME, Files
-from .rules import METHOD, ROWS_WORD, STATIC_WORD, kept_float, refusal
+from .rules import METHOD, ROWS_WORD, STATIC_WORD, joined, kept_float, refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,5 +63,6 @@ FORMATS = (
         made_biases=False,
         refusal=refusal,
         kept_float=kept_float,
+        joined=joined,
     ),
 )

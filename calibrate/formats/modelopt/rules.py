@@ -32,6 +32,13 @@ def kept_float(model: "nn.Module", names: Collection[str], scheme: str = "") -> 
     return set(names) - written(consumers(kind, scheme or FP8_STATIC), names, linears_in(model))
 
 
+def joined(model: "nn.Module", names: Collection[str]) -> list[tuple[str, ...]]:
+    """Returns the groups of the layers `names` of `model` that vLLM-Omni or SGLang joins into one matrix."""
+    kind = type(model).__name__
+    models = consumers(kind, FP8_STATIC) if kind in VLLM_OMNI else ()
+    return [tuple(group) for consumer in models for group in consumer.joined(names).values() if len(group) > 1]
+
+
 def refusal(model: str, config: Mapping[str, Any]) -> str | None:
     """Returns the reason why neither vLLM-Omni nor SGLang computes the model class `model` in FP8, and what the user
     can do; None if one of them does. `config`, the model's configuration, makes no difference."""

@@ -70,3 +70,13 @@ def test_the_search_of_an_input_scale_does_not_clip():
     codes = in_float32(quantize(x, pair[1], rule))
     assert bool(((x / pair[1].scale).abs() <= 448 * (1 + 1e-6)).all())
     assert bool(codes.isfinite().all())
+
+
+@pytest.mark.parametrize("method", [gptq, easy_quant], ids=["gptq", "easy-quant"])
+def test_a_shared_scale_is_left_as_it_is(method):
+    weight, inputs = weight_of(2, shape=(10, 64)), sums(2)
+    scheme = weights_for(replace(RULES["tensor"], largest=2 * float(weight.abs().max())))
+    quantized, nearest = method(weight, inputs, scheme=scheme), round_to_nearest(weight, scheme=scheme)
+    assert quantized.scale.unique().tolist() == nearest.scale.unique().tolist()
+    assert float(quantized.scale[0]) == pytest.approx(scheme.largest / 448)
+    assert bool((error(weight, quantized, inputs) <= error(weight, nearest, inputs)).all())
