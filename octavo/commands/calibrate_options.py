@@ -209,7 +209,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         element=options.element, weight_scales=weight_scales_for(formats, scheme, options.weight_scales),
         clamping=any(format_named(name).clamping for name in formats),
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
-        fold=folding(formats), multipliers=multiplying(formats), keep_float=options.keep_float,
+        fold=folding(formats), multipliers=multiplying(formats, scheme), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
         rotation=options.rotation, attention=options.attention,
         samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,

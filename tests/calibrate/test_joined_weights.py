@@ -8,7 +8,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.export import joined
 from octavo.calibrate.settings import Settings
 
-from ..zoo.image_pipelines import tiny_flux
+from ..zoo.image_pipelines import flux_parts
 from .test_guard import Call
 
 
@@ -34,4 +34,17 @@ def test_joined_weights_have_one_scale_and_the_others_their_own(weights):
     together = calibrate(model, lambda: inputs, Settings(**{**vars(settings), "joined": (("blocks.0", "blocks.1"),)}))
     scales = torch.cat([layer.weight_scale for layer in together.layers.values()])
     assert len(scales.unique()) == 1
-    assert float(scales[0]) == pytest.approx(float(model.blocks[1].weight.abs().max()) / 448)
+    assert float(scales[0]) == pytest.approx(float(model.blocks[1].weight.detach().abs().max()) / 448)
+
+
+def test_formats_name_the_layers_that_their_consumers_join():
+    model = flux_parts()["transformer"]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    attention = "single_transformer_blocks.0.attn"
+    qkv = tuple(f"{attention}.to_{leaf}" for leaf in "kqv")
+    for formats in (("comfy",), ("modelopt",), ("comfy", "modelopt")):
+        groups = joined(formats, model, names)
+        assert any(set(qkv) <= set(group) for group in groups)
+        assert len({name for group in groups for name in group}) == sum(map(len, groups))
+    assert joined(("diffusers",), model, names) == ()
+    assert not any(set(qkv) & set(group) for group in joined(("comfy",), model, [n for n in names if n != qkv[0]]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from octavo.capture.errors import OctavoError
 
-from ..diffusers.directory import Model
+from ..diffusers.directory import CONFIG_FILE, Model
 from ..verdict import TORCHAO, Verdict
 
 WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
@@ -31,7 +31,12 @@ def check(directory: Path) -> list[Verdict]:
 
 def _verdicts(model: Model) -> Iterator[Verdict]:
     """Yields the verdict on whether the metadata of the weight files describe every tensor, and every described tensor
-    is there; and if so, and there are FP8 weights, the verdict on their numbers."""
+    is there; and if so, and there are FP8 weights, the verdicts on their numbers. If config.json does not name torchao,
+    yields only a negative verdict on that."""
+    if model.quantization.get("quant_method") != "torchao":
+        fact = "has no quantization_config for torchao, so that diffusers does not load the 8-bit codes as such"
+        yield Verdict(TORCHAO, CONFIG_FILE, False, fact)
+        return
     kinds: dict[str, dict[str, Any]] = {}
     described: set[str] = set()
     try:

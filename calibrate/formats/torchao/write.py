@@ -18,7 +18,7 @@ the dtype of the input, and adds the bias in float. It has no multiplier, so smo
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,10 +105,14 @@ def write_torchao(
             if ranked_layer.layer.bias is not None:
                 key = f"{owner}.bias"
                 tensors[key], kinds[key] = Planned.of(bias_of(key, ranked_layer.layer)), _PLAIN
-    integers = all(layer.integer for layer in layers.values())
-    quantization = QUANTIZATION_CONFIG | ({} if integers else {"quant_type": {"default": float8.CONFIG}})
-    write_config(directory, config | {"quantization_config": quantization}, modes)
+    write_config(directory, config | {"quantization_config": _quantization_config(layers.values())}, modes)
     write_weights(directory, tensors, kinds | {NAMES: json.dumps(list(kinds))}, modes, shard)
+
+
+def _quantization_config(layers: Iterable[QuantizedLayer]) -> dict[str, Any]:
+    """Returns the quantization_config of config.json for `layers`: that of FP8 if one of them has FP8 codes."""
+    fp8 = any(not layer.integer for layer in layers)
+    return QUANTIZATION_CONFIG | ({"quant_type": {"default": float8.CONFIG}} if fp8 else {})
 
 
 def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
