@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.comfy.structure import FILES
 from octavo.calibrate.formats.inspect import views
 from octavo.calibrate.report_file import read_report
 from octavo.capture.errors import OctavoError
 
 from ..terminal import Terminal
-
-_COMFY = "diffusion_model_int8.safetensors"  # the file of the format comfy
 
 
 def out_for(capture: Path) -> Path:
@@ -32,11 +31,18 @@ def after_inspect(path: Path, terminal: Terminal) -> None:
     names = {name for place in places for name in views(place)}
     if reports and any(format_named(name).read is not None for name in names):
         terminal.next("compare", reports[0]["model"], path)
-    elif "comfy" in names or path.name == _COMFY:
-        file = path / _COMFY if path.is_dir() else path
+    elif file := next((found for place in (path, path / "comfy") if (found := _comfy_file(place))), None):
         terminal.say(f"Next: copy {file} into ComfyUI/models/diffusion_models, and load it with Load Diffusion Model.")
     elif names:
         terminal.say("Next: load it as docs/formats.md shows for this format.")
+
+
+def _comfy_file(path: Path) -> Path | None:
+    """Returns the path of the file for ComfyUI in the directory `path`, or `path` itself if it is such a file; None if
+    there is none."""
+    if path.is_dir():
+        return next((path / name for name in FILES if (path / name).is_file()), None)
+    return path if path.name in FILES else None
 
 
 def after_generate(model: str, terminal: Terminal) -> None:
