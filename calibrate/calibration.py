@@ -92,9 +92,8 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     attention: dict[str, Any] = {}
     if settings.attention != "off":
         with work.watch.stage("attention"):
-            seen_calls = list(islice(part.measured(), _ATTENTION_CALLS))
-            rows = attention_errors(model, seen_calls, ranks=work.ranks)
-            attention = {"attention": attention_section(rows, len(seen_calls))}
+            rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
+            attention = {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)

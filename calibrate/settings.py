@@ -89,7 +89,7 @@ class Settings:
         ways = NAMES[self.element]
         if self.activations not in ways:
             fact = f"{self.element} has no {self.activations} activations"
-            raise UsageError(f"activations: {fact}. Use one of {', '.join(ways)}.")
+            raise UsageError(f"activations: {fact}. Use {next(iter(ways))}.")
         if self.element == INT8.name:
             return
         unfit = [word for word in self.weights if word in WHOLE_NUMBER_METHODS]

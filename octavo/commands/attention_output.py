@@ -18,7 +18,7 @@ def show_attention(section: dict[str, Any], terminal: Terminal, most: int = 10) 
     columns = list(dict.fromkeys(key for cells in rows.values() for key in cells))
     order = sorted(rows, key=lambda module: min(map(_least, rows[module].values())))
     terminal.table(
-        "Attention: lowest SQNR of a head if query, key and value are quantized",
+        "Attention: lowest SQNR of a head if query, key and value are quantized (*: its consumer cannot)",
         ["module", *(f"{type}, rotated" if rotated else type for type, rotated in columns)],
         [[module, *(_cell(rows[module].get(column)) for column in columns)] for module in order[:most]],
     )
