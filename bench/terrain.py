@@ -37,6 +37,7 @@ from octavo import Listener
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.plan import layer_at
 from octavo.calibrate.replay.sqnr import Power, outputs, powers_of, total
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
@@ -207,6 +208,8 @@ def print_kinds(data: Data, results: Mapping[str, Result]) -> None:
         for result in results.values():
             cells.append(sqnr(data, {name: layer for name, layer in result.layers.items() if name in names}) + " dB")
         print(f"| {kind} | {' | '.join(cells)} |", flush=True)
+    widest = max(rows, key=lambda row: row["range"][1] - row["range"][0])
+    print(f"widest input: {widest['name']}, {widest['range'][0]:.2g} to {widest['range'][1]:.2g}")
 
 
 def print_float(data: Data, results: Mapping[str, Result]) -> None:
@@ -224,6 +227,8 @@ def print_float(data: Data, results: Mapping[str, Result]) -> None:
 
 class Multiplied(nn.Module):
     """Multiplies each channel of a picture by a factor."""
+
+    factors: Tensor
 
     def __init__(self, factors: Tensor) -> None:
         super().__init__()
@@ -258,7 +263,7 @@ def smoothed(data: Data) -> nn.Module:
     model = copy.deepcopy(data.model)
     for name, largest in largest_inputs(data).items():
         parent, _, child = name.rpartition(".")
-        conv = model.get_submodule(name)
+        conv = layer_at(model, name)
         of_weight = conv.weight.abs().amax((0, 2, 3)).clamp(min=1e-12)
         factors = (largest.clamp(min=1e-12) / of_weight).sqrt()
         conv.weight.mul_(factors.view(-1, 1, 1))
