@@ -19,9 +19,9 @@ CACHE = Path(os.environ.get("OCTAVO_CONSUMERS", Path.home() / ".cache" / "octavo
 LIMIT = 900  # most seconds for a process
 
 
-def installed(name: str, packages: Sequence[str]) -> Path:
-    """Installs `packages` into the folder of the consumer `name`, unless they are there, and returns the folder."""
-    folder = CACHE / name
+def installed(name: str, packages: Sequence[str], cache: Path = CACHE) -> Path:
+    """Installs `packages` into the folder `name` of `cache`, unless they are there, and returns the folder."""
+    folder = cache / name
     record = folder / "packages.txt"
     if not record.is_file() or record.read_text() != "\n".join(packages):
         command = [sys.executable, "-m", "pip", "install", "-qq", "--no-deps", "--upgrade", "--target", str(folder)]

@@ -33,10 +33,12 @@ _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.Multi
 _SKIPPED = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_out$")
 # Patterns of layer names, with the reason why such layers stay float. The first are the layers that the filters of
 # modelopt and deepcompressor keep float in diffusers' UNets; the second compute the modulation of norms, where 8 bits
-# save nothing: they run on one row for each sample.
+# save nothing: they run on one row for each sample. skip_connection and emb_layers are the names of such layers in
+# guided-diffusion's UNet.
+_RESIDUAL = r"(^|\.)(conv_shortcut|shortcut_projection|skip_connection|downsamplers|upsamplers)(\.|$)"
 _SENSITIVE = {
-    r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "receives the residual stream itself",
-    r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
+    _RESIDUAL: "receives the residual stream itself",
+    r"(^|\.)(time_emb_proj|emb_layers|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
 }
 _KEPT_BY_USER = "kept float on request"  # the reason of a layer that the user's options keep float
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")  # module names that every checkpoint format can hold
