@@ -114,8 +114,7 @@ def choose(
         usable, some = {name: choices[name] for name in surveys}, partial(calls_at, calls, summed)
         with work.watch.stage("weights"):
             choices |= choose_weights(model, usable, surveys, some, settings.method, work, sums_memory())
-    with work.watch.stage("guard"):
-        choices, rows = guarded(model, choices, surveys, settings, work)
+    choices, rows = guarded(model, choices, surveys, settings, work)
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
     return Selection(choices, reasons, nearest, observations, survey, summed, levels, tuple(rows))
 

@@ -75,10 +75,11 @@ def guarded(
     changed: dict[str, Choice] = {}
     rows: list[Guarded] = []
     shared = work.ranks.share(list(groups.values()))
-    for names in work.progress("guard", shared, len(shared)):
-        new, lost = _for_group(model, names, choices, surveys, settings)
-        changed |= new
-        rows += lost
+    with work.watch.stage("guard"):
+        for names in work.progress("guard", shared, len(shared)):
+            new, lost = _for_group(model, names, choices, surveys, settings)
+            changed |= new
+            rows += lost
     parts = work.ranks.gather((changed, rows))
     changed = {name: choice for part, _ in parts for name, choice in part.items()}
     rows = [row for _, part in parts for row in part]

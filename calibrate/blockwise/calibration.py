@@ -89,10 +89,7 @@ class BlockwiseCalibration:
         self._names = block_names(model)
         if not self._names:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
-        if settings.budget is not None or settings.fallback:
-            raise UsageError("--memory: --budget needs the whole model in memory. Remove --memory or --budget.")
-        if settings.attention != "off":
-            raise UsageError("--memory: --attention needs the whole model in memory. Remove --memory or --attention.")
+        _check_settings(settings)
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(directory, device or torch.device("cpu"), cast)
@@ -282,3 +279,10 @@ class BlockwiseCalibration:
             f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). "
             "Give a larger --memory, or capture smaller pictures."
         )
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raises UsageError for settings that need the whole model in memory."""
+    whole = {"--budget": settings.budget is not None or settings.fallback, "--attention": settings.attention != "off"}
+    for option in (option for option, given in whole.items() if given):
+        raise UsageError(f"--memory: {option} needs the whole model in memory. Remove --memory or {option}.")

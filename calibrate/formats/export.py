@@ -215,4 +215,5 @@ def check_scheme(formats: Sequence[str], element: str, activations: str) -> None
         layers = "weight-only layers" if activations == "float" else f"layers with {activations} activations"
         instead = next(way for scheme in schemes for way, word in NAMES[element].items() if word == scheme)
         remedy = "--weight-only" if instead == "float" else f"--activations {instead}"
-        raise UsageError(f"format {name}: cannot hold {element} {layers}. Use {remedy}.")
+        codes = "" if element == "int8" else f" in {element}"
+        raise UsageError(f"format {name}: cannot hold {layers}{codes}. Use {remedy}.")

@@ -34,7 +34,8 @@ def easy_quant(
     energy. If blocks of columns have scales (MXFP8), each block takes the better of two scales instead, by the squared
     error that each column's energy weighs. A scale that other weights share (`scheme.largest`) is left as it is.
     Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight is too
-    small for a float32 scale."""
+    small for a float32 scale.
+    """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None or scheme.largest is not None:
         return nearest
@@ -45,13 +46,11 @@ def easy_quant(
         return better_channels(weight, inputs, scheme.nearest_(w / spread(scale, w)), scale, scheme)
     unit = as_matrix(nearest.scale[:, None])
     w = w / unit
-    mean = gram.diagonal().mean()
-    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    mean = torch.where((mean := gram.diagonal().mean()) > 0, mean, torch.ones_like(mean))
     pull = torch.zeros_like(w)
     if inputs is not None and inputs.cross is not None:
         pull = w @ ((as_matrix(inputs.cross) - gram) / mean).T
-    dtype = precision(w.shape[1])
-    steps = min(iterations, _STEPS)
+    dtype, steps = precision(w.shape[1]), min(iterations, _STEPS)
     codes, multiple = _best_codes(
         w.to(dtype), damped(gram / mean, HESSIAN_DAMPING).to(dtype), pull.to(dtype), steps, scheme
     )

@@ -56,18 +56,16 @@ class CalibrateOptions:
         default="fast", type=click.Choice(RECIPES),
     )  # fmt: skip
     activations: str | None = option(
-        "One input range for each layer, for each bin of noise levels, or for each token at run time.",
-        type=click.Choice(ACTIVATIONS),
+        "One input range for each layer, bin of noise levels, or token.", type=click.Choice(ACTIVATIONS),
     )  # fmt: skip
     element: str = option(
-        "Numbers that layers compute with: 8-bit integers, FP8 e4m3, or MXFP8 (32 numbers of FP8 share a scale).",
-        default="int8", type=click.Choice(ELEMENTS),
+        "Numbers that layers compute with.", default="int8", type=click.Choice(ELEMENTS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
         "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
     )
     budget: str | None = option(
-        "Choose each layer's scheme within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or 40%,0.7x.",
+        "Choose schemes within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or both.",
         metavar="LIMIT",
     )  # fmt: skip
     samples: int | None = option(
@@ -186,9 +184,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     that stay float by default are those of `family`. `samples` is the number of calls to replay; None: all that there
     are.
 
-    Raises UsageError for options that contradict each other, and if a format of --format cannot hold the layers:
-    because of their element type, or because their inputs are rounded as --activations says or rotated as --rotation
-    says.
+    Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers of the
+    scheme that --element and --activations stand for, or with inputs rotated as --rotation says.
     """
     from octavo.calibrate.formats import format_named
     from octavo.calibrate.formats.export import (
@@ -215,9 +212,9 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
+    check_rotation(formats, settings.rotation, settings.scheme)
     instead = instead_of(formats, settings.element, settings.activations)
     settings = replace(settings, instead=instead, mixable=mixable(formats))
-    check_rotation(formats, settings.rotation, settings.scheme)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")

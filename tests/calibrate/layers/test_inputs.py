@@ -7,11 +7,28 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.calibrate.layers.freeze import numbers_of
-from octavo.calibrate.layers.inputs import INPUTS, DynamicInput, FloatInput, StaticInput, TimestepInput
+from octavo.calibrate.layers.inputs import (
+    INPUTS,
+    RULES,
+    DynamicInput,
+    FloatInput,
+    StaticInput,
+    TimestepInput,
+    scheme_name,
+)
 from octavo.calibrate.layers.modules import QuantizedLinear, build
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
-from octavo.calibrate.layers.schemes import DYNAMIC, FP8_SCHEMES, RANGED, SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
+from octavo.calibrate.layers.schemes import (
+    DYNAMIC,
+    FP8_RANGED,
+    FP8_SCHEMES,
+    RANGED,
+    SCHEMES,
+    STATIC,
+    TIMESTEP,
+    WEIGHT_ONLY,
+)
 from octavo.calibrate.layers.weights import round_to_nearest
 
 from ...helpers.examples import examples
@@ -218,5 +235,7 @@ def test_a_weight_rounded_elsewhere_is_used_unchanged():
 
 def test_the_names_of_schemes_are_those_of_the_inputs():
     assert {*SCHEMES, *FP8_SCHEMES} == set(INPUTS)
-    assert set(RANGED) == {word for word, kind in INPUTS.items() if kind.ranged}
-    assert {STATIC: StaticInput, TIMESTEP: TimestepInput, DYNAMIC: DynamicInput, WEIGHT_ONLY: FloatInput} == INPUTS
+    assert {*RANGED, *FP8_RANGED} == {word for word, kind in INPUTS.items() if kind.ranged}
+    by_name = {STATIC: StaticInput, TIMESTEP: TimestepInput, DYNAMIC: DynamicInput, WEIGHT_ONLY: FloatInput}
+    assert {name: INPUTS[name] for name in SCHEMES} == by_name
+    assert all(scheme_name(kind, RULES[name].element) == name for name, kind in INPUTS.items())

@@ -187,6 +187,6 @@ def test_a_format_that_has_no_form_for_a_layer(tmp_path):
     refused(
         lambda: export(result, folded, tmp_path / "out", ("ascend", "ascend-onnx")),
         2,
-        "format ascend-onnx cannot hold W8A8_DYNAMIC layers",
+        "format ascend-onnx: cannot hold layer stem.0, whose scheme is W8A8_DYNAMIC",
     )
     assert not (tmp_path / "out").exists()

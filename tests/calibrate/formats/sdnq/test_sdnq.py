@@ -156,7 +156,7 @@ def test_what_sdnq_cannot_hold_is_refused_in_one_line(tmp_path):
 
     model = hard()
     linear = model.get_submodule(TO_Q)
-    refusal(model, {TO_Q: frozen(linear, "W8A8")}, "has the scheme W8A8")
+    refusal(model, {TO_Q: frozen(linear, "W8A8")}, "whose scheme is W8A8")
     refusal(model, {"pos_embed.proj": frozen(model.pos_embed.proj, "W8A16")}, "is a convolution")
     bare = nn.Linear(32, 32, bias=False)
     numbers = nearest(bare.weight, None, frozen(bare, "W8A8_DYNAMIC").input, correction=torch.ones(32))
