@@ -59,7 +59,7 @@ class CalibrateOptions:
         "One input range for each layer, bin of noise levels, or token.", type=click.Choice(ACTIVATIONS),
     )  # fmt: skip
     element: str = option(
-        "Numbers that layers compute with.", default="int8", type=click.Choice(ELEMENTS),
+        "Numbers that codes are.", default="int8", type=click.Choice(ELEMENTS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
         "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
