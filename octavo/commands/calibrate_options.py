@@ -62,7 +62,7 @@ class CalibrateOptions:
         "Numbers that codes are.", default="int8", type=click.Choice(ELEMENTS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
-        "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
+        "Leave layers with a matching name float, such as 'proj_out'; may be repeated.", metavar="PATTERN"
     )
     budget: str | None = option(
         "Choose schemes within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or both.",
