@@ -56,13 +56,13 @@ class CalibrateOptions:
         default="fast", type=click.Choice(RECIPES),
     )  # fmt: skip
     activations: str | None = option(
-        "One input range for each layer, bin of noise levels, or token.", type=click.Choice(ACTIVATIONS),
+        "One input range for each layer, noise bin, or token.", type=click.Choice(ACTIVATIONS),
     )  # fmt: skip
     element: str = option(
-        "Numbers that codes are.", default="int8", type=click.Choice(ELEMENTS),
+        "Number type of the codes.", default="int8", type=click.Choice(ELEMENTS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
-        "Leave layers with a matching name float, such as 'proj_out'; may be repeated.", metavar="PATTERN"
+        "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
     )
     budget: str | None = option(
         "Choose schemes within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or both.",
