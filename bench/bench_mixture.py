@@ -1,4 +1,4 @@
-"""Measures a mixture of schemes that a deployer wrote by hand against what a budget of the same bytes chooses.
+"""Measures a mixture of schemes that a deployer wrote by hand against what a budget of its bytes and time chooses.
 
     python -m bench.bench_mixture [--outliers] [--element int8 fp8] [--prompts 8] [--held 6] [--runs 200]
 
@@ -53,13 +53,14 @@ def main() -> None:
     texts = list(read_prompts("demo").texts[: options.prompts])
     calls = recorded(pipe, texts)
     held_out = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))
-    print("| mixture | bytes | of float | schemes | error |\n|---|---|---|---|---|", flush=True)
+    print("| mixture | bytes | of float | time | schemes | error |\n|---|---|---|---|---|---|", flush=True)
     for element in options.element:
         _rows(element, pipe, calls, texts, held_out, options.runs)
 
 
 def _rows(element: str, pipe: Any, calls: list[Any], texts: list[str], held_out: Runs, most: int) -> None:
-    """Prints two rows for `element`: the mixture by hand, and the one that a budget of its bytes chooses."""
+    """Prints two rows for `element`: the mixture by hand, and the one that a budget of its bytes and estimated time
+    chooses."""
     model = pipe.transformer
     settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, element=element, **RECIPES["fast"])
     plan = planned(model, settings)
@@ -71,9 +72,9 @@ def _rows(element: str, pipe: Any, calls: list[Any], texts: list[str], held_out:
     used = summed(cost_of(layers.get(name), cost) for name, cost in before.items())
     _print(f"{element} by hand", used, summed(before.values()), layers, held_out)
     some = [texts[position] for position in evenly_spaced(len(texts), 2)]
-    limited = Settings(
-        defaults=SD3.keep_float, groups=SD3.groups, element=element, budget=f"{used.bytes:.0f}B", **RECIPES["fast"]
-    )
+    time = used.time / summed(before.values()).time
+    limit = f"{used.bytes:.0f}B,{time + 5e-4:.3f}x"
+    limited = Settings(defaults=SD3.keep_float, groups=SD3.groups, element=element, budget=limit, **RECIPES["fast"])
     result = calibrate(
         model, lambda: calls, limited, trajectory=partial(latents, pipe, some, 8), search=Search(runs=most)
     )
@@ -87,7 +88,8 @@ def _print(name: str, used: Cost, whole: Cost, layers: Any, held_out: Runs) -> N
         counts[layer.scheme] = counts.get(layer.scheme, 0) + 1
     words = ", ".join(f"{count} {scheme}" for scheme, count in sorted(counts.items()))
     error = held_out.error(layers) / held_out.signal
-    print(f"| {name} | {used.bytes:.0f} | {used.bytes / whole.bytes:.1%} | {words} | {error:.3g} |", flush=True)
+    share, time = used.bytes / whole.bytes, used.time / whole.time
+    print(f"| {name} | {used.bytes:.0f} | {share:.1%} | {time:.2f} x | {words} | {error:.3g} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..comparing.comparison import Comparison
 from ..comparing.machine import surroundings
 from ..joined_checkpoints import load_joined, places_in
 from ..page import page
-from ..page.words import decibels, percent, speed_text, verdict
+from ..page.words import codes_of, decibels, percent, speed_text, verdict
 from ..terminal import Terminal, count_of, size
 from .compare_options import CompareOptions
 
@@ -159,22 +159,29 @@ def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, 
     --json events for programs."""
     totals = content["totals"]
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
+    codes = codes_of(content)
     rows = [["PSNR of the pictures", decibels(totals["psnr"])]]
     if totals["ssim"] is not None:
         rows.append(["SSIM of the pictures", f"{totals['ssim']:.4f}"])
     if totals["lpips"] is not None:
         rows.append(["LPIPS of the pictures", f"{totals['lpips']:.4f}"])
     if judged:
-        rows += [[f"pictures that show the prompt, {side}", f"{judged[side]} of {judged['of']}"] for side in _SIDES]
+        names = zip(_SIDES, ("float", codes), strict=True)
+        rows += [
+            [f"pictures that show the prompt, {name}", f"{judged[side]} of {judged['of']}"] for side, name in names
+        ]
     rows.append(["SQNR of the denoiser's output", decibels(totals["output_sqnr"])])
     if totals["latent_error"]:
         rows.append(["relative error of the final latents", percent(totals["latent_error"][-1]["median"])])
     rows += [
-        [f"size of the denoiser ({bytes_['dtype']} to int8)", f"{size(bytes_['float'])} to {size(bytes_['int8'])}"],
-        ["seconds per prompt", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({speed_text(speed['ratio'])})"],
+        [f"size of the denoiser ({bytes_['dtype']} to {codes})", f"{size(bytes_['float'])} to {size(bytes_['int8'])}"],
+        [
+            "seconds per prompt",
+            f"{speed['float']:.2f} float, {speed['int8']:.2f} {codes} ({speed_text(speed['ratio'])})",
+        ],
     ]
     prompts = count_of(len(content["prompts"]), "prompt")
-    terminal.table(f"{prompts}, int8 compared with float", ["measure", "value"], rows)
+    terminal.table(f"{prompts}, {codes} compared with float", ["measure", "value"], rows)
     if totals["lpips_note"]:
         terminal.say(totals["lpips_note"])
     terminal.say(verdict(content))

@@ -14,7 +14,7 @@ from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
 from . import figures
-from .words import FILTERS, percent
+from .words import FILTERS, codes_of, percent
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -46,7 +46,8 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=urls,
         figures=embedded, measured=_measured(report), notes=_notes(report), float_layers=_float_layers(rows),
-        quantized=_worst_first(rows), pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
+        codes=codes_of(content), quantized=_worst_first(rows),
+        pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
 

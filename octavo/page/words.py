@@ -48,20 +48,25 @@ _CLOSENESS = (
 )
 
 
+def codes_of(content: Mapping[str, Any]) -> str:
+    """Returns the element type of the checkpoint that `content` compares or describes, such as "int8" or "fp8"."""
+    return str(content.get("report", {}).get("settings", {}).get("element", "int8"))
+
+
 def verdict(content: Mapping[str, Any]) -> str:
     """Returns the result of a comparison, given what its page shows (`content`), in a few sentences: how similar the
-    pictures are, size and speed of the int8 denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
-    totals, noun = content["totals"], "pictures" if content["decoded"] else "latents"
+    pictures are, size and speed of the quantized denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
+    totals, noun, codes = content["totals"], "pictures" if content["decoded"] else "latents", codes_of(content)
     psnr, judged, speed = totals["psnr"], totals["judged"], totals["speed"]
     if psnr is None:
-        result = f"The int8 {noun} are identical to the float ones"
+        result = f"The {codes} {noun} are identical to the float ones"
     else:
         closeness = next(words for bar, words in _CLOSENESS if psnr >= bar)
-        result = f"The int8 {noun} {closeness} (PSNR {decibels(psnr)})"
+        result = f"The {codes} {noun} {closeness} (PSNR {decibels(psnr)})"
     if judged:
         result += f"; {judged['int8']} of {judged['of']} show what the prompt describes (float: {judged['float']})"
     ratio = size_text(totals["size"]["float"] / totals["size"]["int8"])
-    result += f". The int8 denoiser is {ratio} and {speed_text(speed['ratio'])} on this machine."
+    result += f". The {codes} denoiser is {ratio} and {speed_text(speed['ratio'])} on this machine."
     missed = [gate["name"] for gate in content["gates"] if not gate["passed"]]
     if missed:
         return f"Missed the limit for {' and '.join(missed)}. {result}"
