@@ -101,6 +101,7 @@ def test_archives_hold_every_module_once_and_only_below_octavo(archives):
     assert modules(names) == wanted == modules([name for name in inside if name.startswith("octavo/")])
 
 
+@pytest.mark.slow
 def test_a_wheel_of_the_sdist_is_the_wheel_of_the_checkout(archives, tmp_path):
     (wheel,), (sdist,) = archives.glob("*.whl"), archives.glob("*.tar.gz")
     with tarfile.open(sdist) as packed:
