@@ -9,6 +9,7 @@ from octavo.capture.arrays import Array, read_array
 from octavo.capture.store.headers import Stored
 
 from ...layers.schemes import BLOCK
+from ..e4m3 import is_nan
 from .structure import FP8, FULL_PRECISION, MXFP8, OLD_NAMES, Content
 
 _TILE = (128, 4)  # rows and blocks of a tile of scales
@@ -114,8 +115,7 @@ def codes(content: Content) -> Iterator[str]:
         weight = content.tensor(name, "weight")
         if weight is None or weight.dtype != FP8:
             continue
-        bits = read_array(content.path, weight._replace(dtype="uint8"))
-        if ((bits & 0x7F) == 0x7F).any():
+        if is_nan(read_array(content.path, weight._replace(dtype="uint8"))).any():
             yield f"{name}.weight has codes that are NaN"
 
 

@@ -13,6 +13,7 @@ from octavo.capture.errors import OctavoError
 
 from ...layers.schemes import BLOCK, FP8_RANGED, MXFP8, MXFP8_WEIGHT_ONLY, RANGED, ROTATIONS, SCHEMES
 from ..arithmetic import correction_ratio, error_ratios
+from ..e4m3 import is_nan
 from ..integers import Integers
 from ..verdict import OCTAVO, Verdict
 from .directory import CONFIG_FILE, Model, StoredTensor
@@ -126,8 +127,7 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 def _float_fault(model: Model, name: str) -> str | None:
     """Returns what is wrong with the numbers of the layer `name`, whose codes are FP8 numbers; None if nothing is."""
-    codes = model.tensors[f"{name}.weight"].bits()
-    if bool((codes & 0x7F == 0x7F).any()):
+    if bool(is_nan(model.tensors[f"{name}.weight"].bits()).any()):
         return f"{name}.weight has codes that are NaN"
     for leaf in ("weight_scale", "input_scale"):
         if (tensor := model.tensors.get(f"{name}.{leaf}")) is None or tensor.stored.dtype == "uint8":

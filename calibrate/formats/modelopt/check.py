@@ -9,6 +9,7 @@ import numpy as np
 
 from octavo.capture.errors import OctavoError
 
+from ..e4m3 import is_nan
 from ..verdict import Verdict
 from .check_sglang import sglang_verdicts
 from .check_vllm_omni import vllm_omni_verdicts
@@ -34,8 +35,7 @@ def _verdicts(files: Files) -> Iterator[Verdict]:
 
 def _fault(files: Files, name: str) -> str | None:
     """Returns what is wrong with the numbers of the FP8 layer `name`; None if nothing is."""
-    bits = files.model.tensors[name + WEIGHT].bits()
-    if bool((bits & 0x7F == 0x7F).any()):
+    if bool(is_nan(files.model.tensors[name + WEIGHT].bits()).any()):
         return f"{name}{WEIGHT} has codes that are NaN"
     for key in (name + WEIGHT_SCALE, name + INPUT_SCALE):
         tensor = files.model.tensors.get(key)

@@ -12,6 +12,7 @@ import numpy as np
 from octavo.capture.errors import OctavoError
 
 from ..diffusers.directory import CONFIG_FILE, Model
+from ..e4m3 import is_nan
 from ..verdict import TORCHAO, Verdict
 
 WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
@@ -94,7 +95,7 @@ def _faults(model: Model, owner: str, kind: Mapping[str, Any]) -> Iterator[str]:
         yield f"the scale of {owner}.weight {fact}"
     elif not (np.isfinite(values := scale.read()) & (values > 0)).all():
         yield f"the scale of {owner}.weight is not positive and finite"
-    if ((codes.bits() & 0x7F) == 0x7F).any():
+    if is_nan(codes.bits()).any():
         yield f"{owner}.weight has codes that are NaN"
     if data.get("act_quant_kwargs") is not None and data.get("mm_config") is None:
         yield f"{owner}.weight has act_quant_kwargs without mm_config, which torchao needs"
