@@ -7,6 +7,7 @@ text. Its functions import torch only when they are called, if at all.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from octavo.capture.errors import UsageError
@@ -60,6 +61,25 @@ class Writer(Protocol):
         modes: Modes,
         deployment: Deployment,
     ) -> None: ...
+
+
+def model_writer(path: str) -> Writer:
+    """Returns the writer of a format that is a model directory: config.json and weights. The writer calls the function
+    that `path` names, as in "octavo.calibrate.formats.sdnq.write:write_sdnq", and passes on the float parameters that
+    smoothing factors were folded into, and the largest size of a weight file. The module of the function, which may
+    import torch, is imported when the writer is called."""
+
+    def write(
+        layers: "Mapping[str, QuantizedLayer]",
+        model: "nn.Module",
+        directory: Path,
+        modes: Modes,
+        deployment: Deployment,
+    ) -> None:
+        function = resolve_name(path)
+        function(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
+
+    return write
 
 
 class Description(NamedTuple):

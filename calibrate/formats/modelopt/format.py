@@ -1,36 +1,16 @@
 """Defines the `Format` object of the format `modelopt`. Importing this module needs no torch."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from octavo.capture.files import Modes
 
 from ...layers.schemes import FP8_DYNAMIC, FP8_STATIC
 from ..diffusers.directory import MODEL_FILES, find_intact
-from ..record import Deployment, Description, Format
+from ..record import Description, Format, model_writer
 from .check import check
 from .files import LAYOUT, SGLANG_NAME, VLLM_NAME, Files
 from .rules import METHOD, ROWS_WORD, STATIC_WORD, joined, kept_float, refusal
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ...layers.modules import QuantizedLayer
-
 _SCHEMES = {STATIC_WORD: FP8_STATIC, ROWS_WORD: FP8_DYNAMIC}
-
-
-def write(
-    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
-) -> None:
-    """Writes config.json and the weights of `model`, with the FP8 `layers` in place of its float layers, into
-    `directory`, in format `modelopt`. `modes` has the permissions of new files. Takes from `deployment` the float
-    parameters that smoothing factors were folded into, and the largest size of a weight file."""
-    from .write import write_modelopt
-
-    write_modelopt(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
 def describe(path: Path) -> Description:
@@ -48,7 +28,7 @@ FORMATS = (
     Format(
         name="modelopt",
         files=MODEL_FILES,
-        writer=write,
+        writer=model_writer("octavo.calibrate.formats.modelopt.write:write_modelopt"),
         schemes=(FP8_STATIC, FP8_DYNAMIC),
         mixed=False,
         whole=(FP8_STATIC,),

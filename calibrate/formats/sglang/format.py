@@ -1,34 +1,13 @@
 """Defines the `Format` object of the format `sglang`. Importing this module needs no torch."""
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from octavo.capture.files import Modes
 
 from ...layers.schemes import DYNAMIC, MXFP8, STATIC
 from ..diffusers.directory import MODEL_FILES
-from ..record import Deployment, Description, Format
+from ..record import Description, Format, model_writer
 from .check import CONSUMER, check, foreign, read_files
 from .rules import DESCRIPTION_FILE, kept_float, refusal
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ...layers.modules import QuantizedLayer
-
-
-def write(
-    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
-) -> None:
-    """Writes config.json, the description (the JSON file that gives the scheme of each tensor) and the weights of
-    `model`, with the integer `layers` in place of its float layers, into `directory`, in format `sglang`. `modes` has
-    the permissions of new files. Takes from `deployment` the float parameters that smoothing factors were folded into,
-    and the largest size of a weight file."""
-    from .write import write_sglang
-
-    write_sglang(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
 def find(directory: Path) -> Path | None:
@@ -53,7 +32,7 @@ FORMATS = (
     Format(
         name="sglang",
         files=rf"{MODEL_FILES}|quant_model_description\.json",
-        writer=write,
+        writer=model_writer("octavo.calibrate.formats.sglang.write:write_sglang"),
         schemes=(STATIC, DYNAMIC, MXFP8),
         clamping=True,
         consumer=CONSUMER,

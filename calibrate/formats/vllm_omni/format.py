@@ -1,32 +1,12 @@
 """Defines the `Format` object of the format `vllm-omni`. Importing this module needs no torch."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from octavo.capture.files import Modes
 
 from ...layers.schemes import DYNAMIC, MXFP8
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
-from ..record import Deployment, Description, Format
+from ..record import Description, Format, model_writer
 from .check import CONSUMER, ON_ASCEND, check, layers_of
 from .rules import METHODS, kept_float, refusal
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ...layers.modules import QuantizedLayer
-
-
-def write(
-    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
-) -> None:
-    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into
-    `directory`, in format `vllm-omni`. `modes` has the permissions of new files. Takes from `deployment` the float
-    parameters that smoothing factors were folded into, and the largest size of a weight file."""
-    from .write import write_vllm_omni
-
-    write_vllm_omni(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
 def find(directory: Path) -> Path | None:
@@ -52,7 +32,7 @@ FORMATS = (
     Format(
         name="vllm-omni",
         files=MODEL_FILES,
-        writer=write,
+        writer=model_writer("octavo.calibrate.formats.vllm_omni.write:write_vllm_omni"),
         schemes=(DYNAMIC, MXFP8),
         mixed=False,
         clamping=True,
