@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from .byte_sizes import size
@@ -22,7 +23,7 @@ from .layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from .observers.survey import Survey
 from .plan import FloatLayer, Plan, layer_at
 from .replay.work import Work
-from .rounding.judge import error_of, median_error_of
+from .rounding.judge import relative_error, row_errors
 from .settings import Settings
 
 LOST = 0.01  # relative squared error of a lost layer: 20 dB, a third of what FP8 codes leave where they fit
@@ -97,8 +98,7 @@ def _for_group(
     """Returns the new choices of the layers `names`, and a row for each; both empty if none of them is lost."""
 
     def error(name: str, choice: Choice) -> float:
-        module, rows = layer_at(model, name), surveys[name].judge_sample
-        return max(error_of(module, choice, rows), median_error_of(module, choice, rows))
+        return _error(layer_at(model, name), choice, surveys[name])
 
     before = {name: error(name, choices[name]) for name in names}
     if max(before.values()) <= LOST:
@@ -114,6 +114,18 @@ def _for_group(
         return {}, [Guarded(name, before[name], None, 0, math.inf) for name in names]
     _, way, tried, left = best
     return tried, [Guarded(name, before[name], way.scheme, way.rotation, left[name]) for name in names]
+
+
+def _error(module: FloatLayer, choice: Choice, survey: Survey) -> float:
+    """Returns the relative squared error of the output of the layer that `choice` makes of `module`, on the held-out
+    rows in `survey`: over all rows, or the median over single rows if that is larger. Returns infinity if `choice`
+    gives no layer."""
+    rows = row_errors(module, choice, survey.judge_sample)
+    if rows is None:
+        return math.inf
+    signal, noise = rows
+    single = float((noise / torch.where(signal > 0, signal, 1.0)).median()) if len(signal) else 0.0
+    return max(relative_error(signal, noise), single)
 
 
 def _choice(choice: Choice, module: FloatLayer, way: Instead, settings: Settings) -> Choice:

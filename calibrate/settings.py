@@ -11,7 +11,7 @@ from octavo.capture.errors import UsageError
 from .choice import NEAREST
 from .layers.inputs import ACTIVATIONS, INPUTS, Input
 from .layers.scheme import ACTIVATION, ELEMENT_TYPES, INT8, SYMMETRIC_ACTIVATION, Scheme
-from .layers.schemes import NAMES, ROTATIONS, Instead
+from .layers.schemes import NAMES, ROTATIONS, WEIGHT_SCALES, Instead
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .replay.measured_calls import MEASURED
@@ -21,7 +21,6 @@ from .smoothing.fold import FoldGroup, Unfolded, fixed_scales
 # the words of `Settings.rotation`, with the numbers of channels in a group that are tried; the first is preferred
 ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in ROTATIONS}}
 ATTENTION = ("off", "report")
-WEIGHT_SCALES = ("channel", "tensor")  # one scale for each output channel, or for the whole weight
 WHOLE_NUMBER_METHODS = ("admm", "adaround")  # rounding methods whose codes are whole numbers
 
 

@@ -14,6 +14,7 @@ NAMES = {
     "mxfp8": {"dynamic": MXFP8, "float": MXFP8_WEIGHT_ONLY},
 }
 ELEMENTS = tuple(NAMES)
+WEIGHT_SCALES = ("channel", "tensor")  # one scale for each output channel, or for the whole weight
 SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # of integers, in the order in which a checkpoint's files are tried
 FP8_SCHEMES = (FP8_STATIC, FP8_WEIGHT_ONLY, FP8_DYNAMIC, FP8_TIMESTEP, MXFP8, MXFP8_WEIGHT_ONLY)
 RANGED = (STATIC, TIMESTEP)  # the ranges of inputs are known beforehand, and codes are integers

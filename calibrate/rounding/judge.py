@@ -31,20 +31,14 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
     A convolution's rows are patches of its input (patches.py).
     """
     rows = row_errors(module, choice, inputs)
-    if rows is None:
-        return float("inf")
-    signal, noise = (float(column.sum()) for column in rows)
-    return noise / signal if signal else noise
+    return float("inf") if rows is None else relative_error(*rows)
 
 
-def median_error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
-    """Returns the median, over the rows `inputs`, of the relative squared error of the layer's output for a row; see
-    `error_of`. A few rows with large values do not hide the error of the others."""
-    rows = row_errors(module, choice, inputs)
-    if rows is None:
-        return float("inf")
-    signal, noise = rows
-    return float((noise / torch.where(signal > 0, signal, 1.0)).median()) if len(signal) else 0.0
+def relative_error(signal: Tensor, noise: Tensor) -> float:
+    """Returns the sum of `noise` divided by that of `signal`, both (rows,); the sum of `noise` if there is no
+    signal."""
+    total, error = float(signal.sum()), float(noise.sum())
+    return error / total if total else error
 
 
 @torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory

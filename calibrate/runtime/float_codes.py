@@ -1,6 +1,5 @@
-"""Computes layers with FP8 codes on every device, in float32 products of the values that the codes stand for.
-
-A sum in float32 differs from that of the reference backend, which is exact, by at most the rounding of float32.
+"""Computes layers with FP8 codes on every device. Linear layers multiply codes in float32, and so differ from the
+reference backend, whose sums are exact on a CPU, by at most the rounding of float32. Convolutions are the reference's.
 """
 
 import torch.nn.functional as F

@@ -185,10 +185,8 @@ def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
     if scale is None:
         return None
     q = codes(weight, QParams(scale, torch.zeros_like(scale)), scheme)
-    if scheme.block is not None:
-        return F.linear(x.q * x.scale, q.mul_(spread(scale, q)))
     if not scheme.element.integer:
-        return F.linear(x.q, q).mul_(x.scale * scale)
+        return F.linear(x.q * x.scale, q.mul_(spread(scale, q)))
     q = q.to(scheme.element.dtype)
     total = integer_matmul(x.q.to(scheme.element.dtype), q)
     if x.zero_point is not None:

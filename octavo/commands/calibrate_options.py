@@ -201,20 +201,20 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
     _refuse_contradictions(options)
     defaults, recipe, formats = _default_floats(options, family), _recipe(options), formats_of(options)
-    scheme = NAMES[options.element].get(recipe.get("activations", "static"), "")
     settings = Settings(
-        element=options.element, weight_scales=weight_scales_for(formats, scheme, options.weight_scales),
-        clamping=any(format_named(name).clamping for name in formats),
-        sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
-        fold=folding(formats), multipliers=multiplying(formats, scheme), keep_float=options.keep_float,
-        defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
-        rotation=options.rotation, attention=options.attention,
-        samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
+        element=options.element, clamping=any(format_named(name).clamping for name in formats),
+        sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, fold=folding(formats),
+        keep_float=options.keep_float, defaults=defaults, more_float=family.more_float, rotation=options.rotation,
+        quantize=options.quantize_too if defaults is None else (), attention=options.attention, samples=samples,
+        budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
     check_rotation(formats, settings.rotation, settings.scheme)
-    instead = instead_of(formats, settings.element, settings.activations)
-    settings = replace(settings, instead=instead, mixable=mixable(formats))
+    settings = replace(
+        settings, weight_scales=weight_scales_for(formats, settings.scheme, options.weight_scales),
+        multipliers=multiplying(formats, settings.scheme), mixable=mixable(formats),
+        instead=instead_of(formats, settings.element, settings.activations),
+    )  # fmt: skip
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove --observer, or add --activations static.")

@@ -9,7 +9,7 @@ from octavo import words
 from octavo.calibrate.layers.inputs import ACTIVATIONS
 from octavo.calibrate.observers.observers import OBSERVERS
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS
-from octavo.calibrate.settings import RECIPES, ROTATION
+from octavo.calibrate.settings import ATTENTION, RECIPES, ROTATION
 from octavo.capture.devices import DTYPES
 from octavo.pipelines import FAMILIES
 from octavo.prompts import BUNDLED
@@ -22,12 +22,13 @@ from octavo.prompts import BUNDLED
         (words.WEIGHT_METHODS, WEIGHT_METHODS),
         (words.RECIPES, RECIPES),
         (words.ROTATION, ROTATION),
+        (words.ATTENTION, ATTENTION),
         ((*words.ACTIVATIONS, "float"), ACTIVATIONS),
         (words.DTYPES, DTYPES),
         (words.PROMPT_SETS, BUNDLED),
         (words.FAMILIES, FAMILIES),
     ],
-    ids=["observers", "weights", "recipes", "rotation", "activations", "dtypes", "prompts", "families"],
+    ids=["observers", "weights", "recipes", "rotation", "attention", "activations", "dtypes", "prompts", "families"],
 )
 def test_words_are_the_keys_of_their_table(repeated, table):
     assert list(repeated) == list(table)
