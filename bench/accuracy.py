@@ -78,6 +78,15 @@ class Call(NamedTuple):
     step: int | None
 
 
+def demo_pipeline(*, outliers: bool) -> Any:
+    """Loads the bundled pipeline, with outliers in the inputs of its transformer's layers if `outliers`."""
+    pipe = load_pipeline(model_directory("demo"))
+    model = pipe.transformer.requires_grad_(False).eval()
+    if outliers:
+        put_outliers(model, seed=0)
+    return pipe
+
+
 def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
     """Records the transformer's calls for the prompts; the `unit` of a call is the index of its prompt."""
     calls: list[Any] = []
@@ -119,10 +128,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    pipe = load_pipeline(model_directory("demo"))
-    model = pipe.transformer.requires_grad_(False)
-    if options.outliers:
-        put_outliers(model, seed=0)
+    pipe = demo_pipeline(outliers=options.outliers)
+    model = pipe.transformer
     held_out = list(read_prompts("demo-heldout").texts)
     calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts]))
     held_out_calls = recorded(pipe, held_out[-options.held :])

@@ -20,13 +20,11 @@ from octavo.calibrate.runtime.operators import attend
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.pipelines.demo.judge import score
 from octavo.pipelines.demo.scene import parse
-from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
 from tests.zoo.drawing import draw
-from tests.zoo.random_sd3 import put_outliers
 
-from .accuracy import recorded, sqnr
+from .accuracy import demo_pipeline, recorded, sqnr
 
 WORDS = ("torch", "integers")  # kernels of attention, as `accelerate` names them
 
@@ -49,10 +47,8 @@ def main() -> None:
     parser.add_argument("--held", type=int, default=4)
     parser.add_argument("--pictures", type=int, default=0)
     options = parser.parse_args()
-    pipe = load_pipeline(model_directory("demo"))
-    model = pipe.transformer.requires_grad_(False)
-    if options.outliers:
-        put_outliers(model, seed=0)
+    pipe = demo_pipeline(outliers=options.outliers)
+    model = pipe.transformer
     held_out = list(read_prompts("demo-heldout").texts)
     held_out_calls = recorded(pipe, held_out[-options.held :])
     scenes = [parse(prompt) for prompt in held_out[: options.pictures]]

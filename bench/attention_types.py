@@ -24,11 +24,10 @@ from octavo.calibrate.attention.measure import AttentionRow, attention_errors, q
 from octavo.calibrate.attention.names import ATTENTION_TYPES
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.settings import Settings
-from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
 
-from .accuracy import recorded, sqnr
+from .accuracy import demo_pipeline, recorded, sqnr
 
 
 def table_of_types(model: nn.Module, rows: Sequence[AttentionRow], calls: list[Any], layers: dict[str, Any]) -> None:
@@ -95,8 +94,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rows", nargs="*", type=int, default=[])
     options = parser.parse_args()
-    pipe = load_pipeline(model_directory("demo"))
-    model = pipe.transformer.requires_grad_(False)
+    pipe = demo_pipeline(outliers=False)
+    model = pipe.transformer
     if options.outliers:
         put_outliers(model)
     held_out = recorded(pipe, list(read_prompts("demo-heldout").texts)[-options.held :], options.steps)

@@ -36,13 +36,11 @@ from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.settings import DEFAULTS, RECIPES, Settings
-from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
-from tests.zoo.random_sd3 import put_outliers
 
-from .accuracy import recorded
+from .accuracy import demo_pipeline, recorded
 
 SCHEMES = DEFAULTS.mixture  # W8A8, W8A8_DYNAMIC, W8A16
 
@@ -113,10 +111,8 @@ def main() -> None:
     parser.add_argument("--check", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=8, help="prompts to calibrate with")
     options = parser.parse_args()
-    pipe = load_pipeline(model_directory("demo"))
-    model = pipe.transformer.requires_grad_(False).eval()
-    if options.outliers:
-        put_outliers(model, seed=0)
+    pipe = demo_pipeline(outliers=options.outliers)
+    model = pipe.transformer
     texts = list(read_prompts("demo").texts[: options.prompts])
     calls = recorded(pipe, texts)
     settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, **RECIPES[options.accuracy])

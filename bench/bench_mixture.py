@@ -21,12 +21,10 @@ from octavo.calibrate.part import planned
 from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
-from tests.zoo.random_sd3 import put_outliers
 
-from .accuracy import recorded
+from .accuracy import demo_pipeline, recorded
 from .bench_budget import latents
 
 
@@ -39,17 +37,15 @@ def by_hand(name: str, element: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser()
     parser.add_argument("--outliers", action="store_true")
     parser.add_argument("--element", nargs="*", default=["int8", "fp8"], choices=["int8", "fp8"])
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--held", type=int, default=6)
     parser.add_argument("--runs", type=int, default=200, help="most runs of the pipeline that a budget may use")
     options = parser.parse_args()
-    pipe = load_pipeline(model_directory("demo"))
-    model = pipe.transformer.requires_grad_(False).eval()
-    if options.outliers:
-        put_outliers(model, seed=0)
+    pipe = demo_pipeline(outliers=options.outliers)
+    model = pipe.transformer
     texts = list(read_prompts("demo").texts[: options.prompts])
     calls = recorded(pipe, texts)
     held_out = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))

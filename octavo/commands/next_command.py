@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.comfy.structure import FILES
+from octavo.calibrate.formats.comfy.structure import FILES, file_in
 from octavo.calibrate.formats.inspect import views
 from octavo.calibrate.report_file import read_report
 from octavo.capture.errors import OctavoError
@@ -28,21 +28,14 @@ def after_inspect(path: Path, terminal: Terminal) -> None:
     Octavo itself does not run, bring it to the software that does. Prints nothing where neither can be said."""
     places = [path, *(file.parent for file in sorted(path.glob("*/report.json")))] if path.is_dir() else [path.parent]
     reports = [report for place in places if (report := report_at(place)).get("model")]
-    names = {name for place in places for name in views(place)}
-    if reports and any(format_named(name).read is not None for name in names):
+    found = {name: files for place in places for name, files in views(place).items()}
+    if reports and any(format_named(name).read is not None for name in found):
         terminal.next("compare", reports[0]["model"], path)
-    elif file := next((found for place in (path, path / "comfy") if (found := _comfy_file(place))), None):
+    elif "comfy" in found or path.name in FILES:
+        file = file_in(found["comfy"] if path.is_dir() else path)
         terminal.say(f"Next: copy {file} into ComfyUI/models/diffusion_models, and load it with Load Diffusion Model.")
-    elif names:
+    elif found:
         terminal.say("Next: load it as docs/formats.md shows for this format.")
-
-
-def _comfy_file(path: Path) -> Path | None:
-    """Returns the path of the file for ComfyUI in the directory `path`, or `path` itself if it is such a file; None if
-    there is none."""
-    if path.is_dir():
-        return next((path / name for name in FILES if (path / name).is_file()), None)
-    return path if path.name in FILES else None
 
 
 def after_generate(model: str, terminal: Terminal) -> None:
