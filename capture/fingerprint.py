@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .paging import page_out
+from .tensors import dtype_name
 from .wrappers import inside
 
 _PIECE = 1 << 18  # values that are cast and hashed at once: 1 MiB of float32 fits into a processor's cache
@@ -75,16 +76,16 @@ class Origin(NamedTuple):
         Returns None if a tensor is on the meta device.
         """
         names, values = hashlib.sha256(), Counter[torch.dtype]()
-        digests: dict[str, dict[str, str]] = {_word(dtype): {} for dtype in _COMPARED}
+        digests: dict[str, dict[str, str]] = {dtype_name(dtype): {} for dtype in _COMPARED}
         for name, tensor in tensors:
             if tensor.is_meta:
                 return None
             names.update(_line(name, tensor))
             values[tensor.dtype] += tensor.numel() * tensor.is_floating_point()
             for dtype in _COMPARED:
-                digests[_word(dtype)][name] = _digest(tensor, dtype)
+                digests[dtype_name(dtype)][name] = _digest(tensor, dtype)
         weights = {word: _joined(by_name.items()) for word, by_name in digests.items()}
-        return cls(kind, names.hexdigest(), _word(_most(values)), weights)
+        return cls(kind, names.hexdigest(), dtype_name(_most(values)), weights)
 
     def other_structure(self, module: nn.Module) -> str | None:
         """Returns a text that says how the class or the tensors' names or shapes of `module` differ from this origin's.
@@ -105,9 +106,9 @@ class Origin(NamedTuple):
         tensors, values = sorted(module.state_dict().items()), Counter[torch.dtype]()
         for _, tensor in tensors:
             values[tensor.dtype] += tensor.numel() * tensor.is_floating_point()
-        now = _word(_most(values))
-        dtype = self.dtype if now == _word(torch.float32) else now
-        was, exact = self.weights.get(dtype), self.dtype in (dtype, _word(torch.float32))
+        now = dtype_name(_most(values))
+        dtype = self.dtype if now == dtype_name(torch.float32) else now
+        was, exact = self.weights.get(dtype), self.dtype in (dtype, dtype_name(torch.float32))
         if was is None or not exact or any(tensor.is_meta for _, tensor in tensors):
             return None
         digest = _weights_in(tensors, getattr(torch, dtype))
@@ -148,7 +149,3 @@ def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
 
 def _line(name: str, tensor: Tensor) -> bytes:
     return f"{name} {tuple(tensor.shape)}\n".encode()
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -88,3 +88,8 @@ def torch_dtype(stored: Stored) -> torch.dtype:
     """Returns torch's dtype of a stored tensor."""
     dtype: torch.dtype = getattr(torch, stored.dtype)
     return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns torch's name of a dtype, such as "bfloat16"."""
+    return str(dtype).removeprefix("torch.")

@@ -26,6 +26,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from octavo.capture.tensors import dtype_name
+
 from .inputs import Input
 from .numbers import Numbers
 from .transforms import Transform
@@ -60,7 +62,7 @@ def numbers_of(
     if transform is not None:
         transform = transform.to(device, dtype)
         if fault := transform.fault():
-            return f"{_word(dtype)} {fault}"
+            return f"{dtype_name(dtype)} {fault}"
     offset = torch.zeros(len(quantized.scale), dtype=torch.float64, device=device)
     for part in (bias, correction):
         offset = offset if part is None else offset + part.to(device, torch.float64)
@@ -88,12 +90,12 @@ def _with_float_bias(
     if input.scheme.element.integer:
         scale = scale.to(dtype).to(torch.float32)
         if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
-            return f"{_word(dtype)} cannot hold the scale of a channel's weights"
+            return f"{dtype_name(dtype)} cannot hold the scale of a channel's weights"
         largest = input.weights.qmax**2  # dynamic codes are as narrow as those of weights
         if input.rounded and not largest * quantized.weight[0].numel() < _LIMIT:
             return "its accumulator could overflow int32"
     if bias is not None and not bool(bias.isfinite().all()):
-        return f"{_word(bias.dtype)} cannot hold its corrected bias"
+        return f"{dtype_name(bias.dtype)} cannot hold its corrected bias"
     if input.scheme.block is not None:
         scale = encoded(scale)
     return Numbers(quantized.weight, scale, bias, input, dtype, transform)
@@ -116,10 +118,6 @@ def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input
     if not widest < _LIMIT:
         return "its accumulator could overflow int32"
     return deq, quant_bias.to(torch.int32)
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def rounded_deq(deq: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.tensors import dtype_name
+
 _CAPTURED = "Capture again with this model."
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -67,15 +69,12 @@ def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]
         if isinstance(value, str) or (plain and value):
             yield f"Input {name} is a {type(value).__name__}: give a tensor."
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
-            yield f"Input {name} is {_word(value.dtype)}, but the model is {_word(dtype)}: give it as {_word(dtype)}."
+            own, wanted = dtype_name(value.dtype), dtype_name(dtype)
+            yield f"Input {name} is {own}, but the model is {wanted}: give it as {wanted}."
         if isinstance(value, Tensor) and value.dtype == torch.uint8:
-            yield f"Input {name} is uint8: preprocess it for the model, which is {_word(dtype)}."
+            yield f"Input {name} is uint8: preprocess it for the model, which is {dtype_name(dtype)}."
     if _runs_as_a_batch(model, call, device):
         yield "The batch axis is missing: give x[None] for each tensor x."
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _runs_as_a_batch(model: nn.Module, call: Any, device: torch.device) -> bool:

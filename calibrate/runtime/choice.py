@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.capture.tensors import dtype_name
+
 from .attention import ATTENTION, CANDIDATES, DTYPES
 
 LEAST_SCORES = 1 << 11  # with fewer scores in a head, torch's attention always serves: calls are too short to gain
@@ -122,17 +124,13 @@ def describe(dtype: torch.dtype, times: Times) -> str:
     words = [f"attention by {_joined(attention)}"]
     if times.products:
         words.append(f"float layers in {_joined({kind: fastest(each) for kind, each in times.products.items()})}")
-    return f"{_name(dtype)}: {', '.join(words)}"
+    return f"{dtype_name(dtype)}: {', '.join(words)}"
 
 
 def _joined(choices: Mapping[str, str]) -> str:
     if len(set(choices.values())) == 1:
         return next(iter(choices.values()))
     return "; ".join(f"{choice} ({name})" for name, choice in choices.items())
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 @torch.no_grad()
@@ -206,7 +204,7 @@ def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
     else:
         rows = MANY_ROWS if kind == "many rows" else LEAST_ROWS
         inputs = _randn(rows, 128).to(dtype), _randn(256, 128).to(dtype), _randn(256).to(dtype)
-    return {_name(dtype): partial(function, *inputs), "float32": partial(by_float32, function, *inputs)}
+    return {dtype_name(dtype): partial(function, *inputs), "float32": partial(by_float32, function, *inputs)}
 
 
 def by_float32(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:

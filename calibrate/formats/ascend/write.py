@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from octavo.capture.files import Modes, create
 from octavo.capture.paging import page_out
-from octavo.capture.tensors import Planned, write_tensors
+from octavo.capture.tensors import Planned, dtype_name, write_tensors
 
 from ...layers.freeze import packed
 from ...layers.install import all_names
@@ -134,17 +134,13 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
     yield "quant_bias", Planned.of(quant_bias)
 
 
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _metadata(layers: Mapping[str, QuantizedLayer], levels: Sequence[float]) -> dict[str, str]:
     values: dict[str, Any] = {
         GEOMETRY: {name: x.geometry._asdict() for name, x in layers.items() if isinstance(x, QuantizedConv2d)},
         LEVELS: levels,
         EDGES: {name: step_rows(x.edges, levels).edges.tolist() for name, x in layers.items() if x.input_type.by_level},
         CORRECTED: sorted(name for name, x in layers.items() if has_bias_correction(x)),
-        DTYPE: next((_word(x.dtype) for x in layers.values() if x.input_scheme.block is not None), ""),
+        DTYPE: next((dtype_name(x.dtype) for x in layers.values() if x.input_scheme.block is not None), ""),
         MADE_BIASES: sorted(name for name, x in layers.items() if x.made_bias),
     }
     return {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value}

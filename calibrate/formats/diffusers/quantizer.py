@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from octavo.capture.arrays import read_header
 from octavo.capture.errors import MisfitError, OctavoError, UsageError
 from octavo.capture.store.headers import Stored
-from octavo.capture.tensors import read_tensor, torch_dtype
+from octavo.capture.tensors import dtype_name, read_tensor, torch_dtype
 
 from ...layers.install import install
 from ...layers.modules import QuantizedLayer
@@ -189,7 +189,7 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
         exact = owner in structure.kinds and leaf not in _CAST
         same = dtype == tensor.dtype if exact else dtype.is_floating_point == tensor.is_floating_point()
         if not same:
-            raise _misfit(name, f"is {entry.dtype}, but the model needs {_word(tensor.dtype)}")
+            raise _misfit(name, f"is {entry.dtype}, but the model needs {dtype_name(tensor.dtype)}")
 
 
 def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
@@ -210,10 +210,6 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
 def _misfit(name: str, fact: str) -> OctavoError:
     remedy = "Calibrate again, or load the checkpoint with the class that its config.json names."
     return MisfitError(f"{name}: {fact}. {remedy}")
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # diffusers has no entry point for quantizers of other packages; it looks quantizers up in these tables
