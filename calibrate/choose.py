@@ -235,8 +235,9 @@ def nearest_choices(
 
 
 def with_shared_scales(model: nn.Module, choices: Mapping[str, Choice], settings: Settings) -> dict[str, Choice]:
-    """Returns a dict from layer name to choice for the layers of `settings.joined` in `choices`: the weights of the
-    layers of a group get one scale, which covers the largest of their values."""
+    """Returns a dict from layer name to choice for those layers in `choices` that belong to a group of
+    `settings.joined`, layers that a consumer joins into one matrix. The weights of a group get one scale, which covers
+    the largest value in all of them."""
     shared = {}
     for group in settings.joined:
         names = [name for name in group if name in choices]

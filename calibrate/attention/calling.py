@@ -37,11 +37,12 @@ class _Mode(TorchFunctionMode):
 
 @contextmanager
 def attention_passed_to(model: nn.Module, see: See) -> Iterator[None]:
-    """Calls `see` at each attention of `model`, inside the `with` statement. It gets the name of the innermost module
-    that is running, and the Inputs; an output (batch, heads, rows, width) that it returns replaces torch's.
+    """Calls `see` at each attention of `model`, inside the `with` statement. The arguments of `see` are the name of the
+    innermost module that is running, and the Inputs of the attention. If `see` returns a tensor (batch, heads, rows,
+    width of the value), that is the output of the attention; if it returns None, torch computes the output.
 
-    Attention that a model computes in another way than by F.scaled_dot_product_attention is not passed on, neither is
-    that of a fused module of torch such as nn.MultiheadAttention.
+    Attention is passed to `see` only if the model computes it by F.scaled_dot_product_attention, and not inside a fused
+    module of torch such as nn.MultiheadAttention.
     """
     running: list[str] = []
     names = [name for name, _ in model.named_modules() if name]

@@ -10,9 +10,10 @@ from .names import ATTENTION_TYPES, BOUND
 def chosen_rows(
     rows: Iterable[AttentionRow], bound: float = BOUND, types: Sequence[str] = ATTENTION_TYPES
 ) -> dict[str, AttentionRow]:
-    """Returns a dict from the name of each attention module that can be quantized to its row with the highest SQNR of
-    the worst head. Modules that reach `bound`, in dB, in none of `types`, or that the consumer refuses, are left out.
-    Among rows with equal SQNR the first is chosen, which is the one without a rotation."""
+    """Chooses, for each attention module, the row of `rows` with the highest SQNR of the worst head. Only rows count
+    that have one of `types`, reach `bound`, in dB, and have no refusal, the reason why the software that loads the
+    checkpoint would not compute the module so. Among equal rows the first is chosen; for a type it is the row without a
+    rotation. Returns a dict from module name to row, without the modules that have no such row."""
     chosen: dict[str, AttentionRow] = {}
     for row in rows:
         if row.type not in types or row.refusal is not None or _least(row) < bound:
@@ -25,8 +26,8 @@ def chosen_rows(
 def attention_types(
     rows: Iterable[AttentionRow], bound: float = BOUND, types: Sequence[str] = ATTENTION_TYPES
 ) -> dict[str, str]:
-    """Returns a dict from the name of each attention module that can be quantized to its type: the types of the rows
-    that `chosen_rows` returns."""
+    """Returns a dict from the name of each attention module that can be quantized to its type: that of `types` with the
+    highest SQNR of the worst head. Modules in which no type reaches `bound`, in dB, are left out."""
     return {module: row.type for module, row in chosen_rows(rows, bound, types).items()}
 
 

@@ -18,8 +18,9 @@ _LEAST_VALUE = 1e-12  # smallest scale of values in comfy-kitchen's kernel
 
 
 def fp8_blocks(x: Tensor, tokens: int) -> Tensor:
-    """Returns codes of e4m3 with a float32 scale for each block of `tokens` tokens and 128 channels of a head, with
-    which the block's largest magnitude becomes 448."""
+    """Rounds `x` (batch, heads, tokens, channels) to codes of e4m3, with a float32 scale for each block of `tokens`
+    tokens and 128 channels of a head. The scale makes the block's largest magnitude the code 448. Returns code times
+    scale."""
     padded = _padded(_padded(x.to(torch.float32), -2, tokens), -1, min(_COLUMNS, x.shape[-1]))
     blocks = padded.unflatten(-1, (-1, min(_COLUMNS, x.shape[-1]))).unflatten(-3, (-1, tokens))
     scale = blocks.abs().amax((-3, -1), keepdim=True) / FP8.highest
@@ -28,8 +29,9 @@ def fp8_blocks(x: Tensor, tokens: int) -> Tensor:
 
 
 def mx_channels(x: Tensor) -> Tensor:
-    """Returns codes of e4m3 in which 32 neighbouring channels of a token share a power of two. Ascend's
-    npu_dynamic_mx_quant chooses it so that the largest code may be clamped."""
+    """Rounds `x` (batch, heads, tokens, channels) to codes of e4m3, in which 32 neighbouring channels of a token share
+    a power of two as their scale. The scale is that of Ascend's npu_dynamic_mx_quant, with which the largest code may
+    be clamped. Returns code times scale."""
     assert MXFP8.block is not None
     blocks = _padded(x.to(torch.float32), -1, MXFP8.block).unflatten(-1, (-1, MXFP8.block))
     scale = block_scales(blocks.abs().amax(-1, keepdim=True), clamping=True)
@@ -37,36 +39,40 @@ def mx_channels(x: Tensor) -> Tensor:
 
 
 def mx_tokens(x: Tensor) -> Tensor:
-    """Returns codes of e4m3 in which 32 consecutive tokens of a channel share a power of two. The tokens of all batch
-    items follow one another, as in MindIE-SD, so that a block may hold tokens of two items."""
+    """Rounds `x` (batch, heads, tokens, channels) to codes of e4m3, in which 32 consecutive tokens of a channel share a
+    power of two as their scale. The tokens of all batch items follow one another, as in MindIE-SD, so a block may hold
+    tokens of two items. Returns code times scale."""
     tokens = x.transpose(0, 1).flatten(1, 2)  # (heads, batch * tokens, channels)
     coded = mx_channels(tokens.transpose(-1, -2)).transpose(-1, -2)
     return coded.unflatten(1, (x.shape[0], -1)).transpose(0, 1)
 
 
 def int8_queries(x: Tensor, warp: int) -> Tensor:
-    """Returns codes of int8 in which, of every `warp` tokens, those whose positions have the same remainder by 8 share
-    a scale."""
+    """Rounds `x` (batch, heads, tokens, channels) to int8 codes. In each block of `warp` tokens, every eighth token
+    shares one scale: with 32, tokens 0, 8, 16 and 24 have one, tokens 1, 9, 17 and 25 another. Returns code times
+    scale."""
     blocks = _padded(x.to(torch.float32), -2, warp).unflatten(-2, (-1, warp // 8, 8))
     return _int8(blocks, (-3, -1)).flatten(-4, -2)[..., : x.shape[-2], :]
 
 
 def int8_keys(x: Tensor, tile: int) -> Tensor:
-    """Returns codes of int8 in which, of every `tile` tokens, the first and second of each 8 share a scale, the third
-    and fourth, and so on: four scales for a tile."""
+    """Rounds `x` (batch, heads, tokens, channels) to int8 codes. Each block of `tile` tokens has four scales: one for
+    tokens 0, 1, 8, 9, 16, 17 and so on, the next for tokens 2, 3, 10, 11 and so on. Returns code times scale."""
     blocks = _padded(x.to(torch.float32), -2, tile).unflatten(-2, (-1, tile // 8, 4, 2))
     return _int8(blocks, (-4, -2, -1)).flatten(-5, -2)[..., : x.shape[-2], :]
 
 
 def int8_values(x: Tensor) -> Tensor:
-    """Returns codes of int8 with one scale for each channel of a head."""
+    """Rounds `x` (batch, heads, tokens, channels) to int8 codes, with one scale for each channel of a head. Returns
+    code times scale."""
     values = x.to(torch.float32)
     scale = (values.abs().amax(-2, keepdim=True) / INT8.highest).clamp_min(_LEAST_VALUE)
     return (values * scale.reciprocal()).round_() * scale
 
 
 def _int8(blocks: Tensor, shared: tuple[int, ...]) -> Tensor:
-    """Returns what codes of int8 stand for, where all numbers along the axes `shared` of `blocks` have one scale."""
+    """Rounds `blocks` to int8 codes; numbers that differ only in their positions along the axes `shared` have one
+    scale. Returns code times scale."""
     scale = blocks.abs().amax(shared, keepdim=True) / INT8.highest + _LEAST
     return (blocks / scale).round_() * scale
 

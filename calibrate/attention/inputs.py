@@ -97,7 +97,8 @@ def weights_of(scores: Tensor) -> Tensor:
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Returns softmax(query @ key.T * scale + bias) @ value, (batch, heads, rows, width of the value), in float32. The
-    shapes are those of `Inputs`."""
+    """Returns softmax(query @ transposed key * scale + bias) @ value, (batch, heads, rows, width of the value), in
+    float32. `query` is (batch, heads, rows, width), `key` (batch, heads, keys, width), `value` (batch, heads, keys, its
+    own width), and `bias` (batch, heads, rows, keys) or None."""
     scores = query.to(torch.float32) @ key.to(torch.float32).transpose(-1, -2) * scale
     return weights_of(scores if bias is None else scores + bias) @ value.to(torch.float32)

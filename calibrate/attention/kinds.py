@@ -1,7 +1,8 @@
 """Defines the types of quantized attention that consumers have, and computes attention of each type in float32.
 
-The weights of a softmax are 8-bit integers in ComfyUI's type, as in its kernel. In MindIE-SD's types they stay float32:
-how Ascend's fused kernel rounds them inside is not documented, so real errors may be larger than those measured here.
+The weights of a softmax are 8-bit integers in ComfyUI's type, as in its kernel. In MindIE-SD's types they stay float32,
+because it is not documented how Ascend's fused kernel rounds them. So real errors may be larger than those measured
+here.
 """
 
 import math
@@ -26,10 +27,13 @@ _WIDTHS = (64, 128, 256)  # widths of a head in comfy-kitchen's kernel, to which
 
 @dataclass
 class Facts:
-    """The properties of all calls of an attention module that decide which kernels can compute them: the largest
-    `batch`; whether any call has a bias (`masked`), another scale than one over the root of the width (`scaled`), key
-    heads that query heads share (`grouped`), or another width of the value (`uneven`); whether all calls have as many
-    queries as keys (`same_length`); the number of channels of a head of query and key (`width`)."""
+    """The properties of all calls of an attention module that decide which kernels can compute them.
+
+    `batch` is the largest batch, `width` the number of channels of a head of query and key. Four fields are True if any
+    call has the property: `masked`, a bias; `scaled`, a scale other than 1 / sqrt(width); `grouped`, key heads that
+    several query heads share; `uneven`, a value whose head has another number of channels than the query's.
+    `same_length` is True if all calls have as many queries as keys.
+    """
 
     batch: int = 0
     masked: bool = False
@@ -60,11 +64,11 @@ class Facts:
 class Kind(NamedTuple):
     """A type of quantized attention.
 
-    `run` computes the output of the query rows at the positions `rows` from Inputs, with the query and key rotated if
-    `rotated` is True: run(inputs, rotated, rows) returns (batch, heads, rows, width of the value) in float32. `refusal`
-    returns the reason why the consumer does not compute a module with these Facts in this type; None if it does.
-    `rotates`: whether the consumer rotates by itself, always, so that only errors with a rotation count. `consumer`:
-    its name.
+    `run(inputs, rotated, rows)` returns the output of the query rows at the positions `rows`, float32 (batch, heads,
+    rows, width of the value), with query and key rotated if `rotated` is True. `refusal` returns the reason why the
+    consumer, the software that loads the checkpoint, does not compute a module with these Facts in this type; None if
+    it does. `rotates` is True if the consumer always rotates query and key, so that errors without a rotation do not
+    count. `consumer` is the name of the software.
     """
 
     run: Callable[[Inputs, bool, Tensor], Tensor]
@@ -96,9 +100,10 @@ def _mxfp8(inputs: Inputs, rotated: bool, rows: Tensor) -> Tensor:
 
 
 def _int8(inputs: Inputs, rotated: bool, rows: Tensor) -> Tensor:
-    """Computes attention as comfy-kitchen's kernel int8_attention, which follows SageAttention (Zhang et al., arXiv
-    2410.02367, 2024). For heads of 65 to 128 channels the kernel flips signs by a fixed pattern before it rotates;
-    random signs stand for them here."""
+    """Returns the output of the query rows at the positions `rows`, computed as comfy-kitchen's kernel int8_attention
+    does, which follows SageAttention (Zhang et al., arXiv 2410.02367, 2024). `rotated` says whether query and key are
+    rotated. For heads of 65 to 128 channels the kernel flips signs by a fixed pattern before it rotates; this function
+    flips random ones instead."""
     width = next((width for width in _WIDTHS if inputs.width <= width), inputs.width)
     missing, keys = width - inputs.width, inputs.key.shape[-2]
     query, key = (F.pad(x.to(torch.float32), (0, missing)) for x in (inputs.query, _centred(inputs.key)))
@@ -116,8 +121,9 @@ def _int8(inputs: Inputs, rotated: bool, rows: Tensor) -> Tensor:
 
 
 def _in_levels(scores: Tensor, tile: int) -> Tensor:
-    """Returns exp(score - largest score of the row), where the weights of each `tile` keys are rounded to integers of
-    up to 255 for the largest among them. `scores` is (..., rows, keys); masked keys have the score -infinity."""
+    """Returns the weights of a softmax before the division by their sum, times 255: 255 exp(score - largest score of
+    the row). In each group of `tile` keys, a weight is rounded to a multiple of 1 / 255 of the group's largest weight.
+    `scores` is (..., rows, keys); masked keys have the score -infinity."""
     keys = scores.shape[-1]
     tiles = F.pad(scores, (0, -keys % tile), value=-torch.inf).unflatten(-1, (-1, tile))
     most = tiles.amax(-1, keepdim=True)
@@ -127,9 +133,11 @@ def _in_levels(scores: Tensor, tile: int) -> Tensor:
 
 
 def _centred(key: Tensor) -> Tensor:
-    """Returns `key` in float32, less one of nine evenly spaced tokens of the head where comfy-kitchen's kernel
-    subtracts it. It takes the token from which the nine differ least, if that lowers their sum of squares and raises
-    their largest magnitude by at most an eighth. The softmax does not change, because all scores of a row do alike."""
+    """Returns `key` (batch, heads, keys, width) in float32, in each head minus the vector that comfy-kitchen's kernel
+    subtracts from every key. The kernel takes nine evenly spaced keys of the head, and from these the one nearest to
+    their mean. It subtracts this key if that lowers the nine's sum of squares and raises their largest magnitude by at
+    most an eighth; otherwise nothing. The softmax stays the same, because all scores of a row change by the same
+    amount."""
     key = key.to(torch.float32)
     positions = torch.arange(9, device=key.device) * (key.shape[-2] - 1) // 8
     samples = key[:, :, positions]

@@ -91,11 +91,12 @@ def attention_errors(
     without and then with a rotation of query and key. The modules are in the order in which they first run.
 
     The signal is the output of attention in float32 from the query, key and value of the float model. The noise is the
-    difference that their codes make, before the output is rounded to the dtype of the model. `most_rows`: so many
-    query rows of a call are measured, evenly spaced. Modules that compute attention in another way than by
+    difference that their codes make, before the output is rounded to the dtype of the model. At most `most_rows` query
+    rows of a call are measured, evenly spaced. Modules that compute attention in another way than by
     F.scaled_dot_product_attention are left out. Collective: every one of `ranks` calls this function.
 
-    Raises NumbersError for a query, key or value that is not finite, and the exceptions of `run`.
+    Raises NumbersError for a query, key or value that is not finite, MisfitError if the model fails on a call,
+    DeviceError if memory runs out.
     """
     modules: dict[str, _Module] = {}
 

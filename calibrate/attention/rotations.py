@@ -22,9 +22,10 @@ def kind_of(width: int) -> str:
 def rotation_of(width: int) -> Tensor:
     """Returns an orthogonal matrix (width, width) in float64, on the CPU.
 
-    For a power of two it is a Kronecker product of the regular Hadamard matrix of order 4, as in ConvRot (Huang et al.,
-    arXiv 2512.03673, 2025), and of one of order 2 for 2, 8, 32, 128. No row has equal signs everywhere, so a constant
-    offset of all channels is divided too. For another width, it is the factor Q of a random matrix with a fixed seed.
+    If `width` is a power of two, the matrix is a Kronecker product of regular Hadamard matrices of order 4, as in
+    ConvRot (Huang et al., arXiv 2512.03673, 2025), and, for 2, 8, 32, 128 and so on, one of order 2. From 4 channels
+    on, no column has equal signs everywhere, so a constant offset of all channels does not end up in one channel. For
+    another width, the matrix is the factor Q of a random matrix with a fixed seed.
     """
     if kind_of(width) == ORTHOGONAL:
         generator = torch.Generator().manual_seed(_SEED)
@@ -38,8 +39,8 @@ def rotation_of(width: int) -> Tensor:
 @cache
 def walsh(width: int, group: int, *, signed: bool = False) -> Tensor:
     """Returns the orthogonal matrix (width, width) in float64 that rotates each group of `group` neighbouring channels
-    by the Walsh-Hadamard matrix. Both numbers are powers of two. With `signed`, random signs with a fixed seed multiply
-    the channels before."""
+    by the Walsh-Hadamard matrix. Both numbers are powers of two. With `signed`, the matrix multiplies the channels by
+    random signs with a fixed seed before it rotates them."""
     block = _kronecker([_SYLVESTER] * (group.bit_length() - 1))
     matrix = torch.block_diag(*[block] * (width // group))
     if not signed:

@@ -33,8 +33,8 @@ def is_nan(bits: Array) -> Array:
 
 
 def rounded(x: Array) -> Array:
-    """Returns the numbers of e4m3 nearest to `x`, ties to even mantissas, in the dtype of `x`; numbers beyond LARGEST
-    become it."""
+    """Returns the numbers of e4m3 nearest to `x`, ties to even mantissas, in the dtype of `x`. Numbers beyond 448
+    become 448, and those below -448 become -448."""
     exponent = np.maximum(np.frexp(x)[1] - 1, _SMALLEST_EXPONENT)
     step = np.ldexp(np.ones_like(x), exponent - _MANTISSA)
     return np.clip(np.rint(x / step) * step, -LARGEST, LARGEST)
@@ -42,8 +42,8 @@ def rounded(x: Array) -> Array:
 
 def in_blocks(x: Array, block: int) -> Array:
     """Returns the float64 numbers that the codes of `x` (rows, channels) stand for, if each `block` channels share a
-    power of two as Ascend's npu_dynamic_mx_quant chooses it: the floor of log2 of their largest absolute value, minus
-    that of the largest code. Numbers that are then beyond the largest code become it."""
+    power of two as Ascend's npu_dynamic_mx_quant chooses it: its exponent is floor(log2(largest absolute value in the
+    block)) - 8, where 8 is the exponent of the largest code, 448. Codes that would be larger become 448."""
     blocks = x.astype(np.float64).reshape(len(x), -1, block)
     exponent = np.frexp(np.abs(blocks).max(2, keepdims=True))[1] - 1 - _LARGEST_EXPONENT
     scale = np.ldexp(1.0, exponent)

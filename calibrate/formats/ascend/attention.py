@@ -23,11 +23,11 @@ QUANT_TYPE, ROTATIONS = "quant_type", ("q_rot", "k_rot")
 def attention_tensors(
     rows: Mapping[str, AttentionRow], dtype: torch.dtype
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns two dicts: from name to tensor, and the entries of the description.
+    """Returns two dicts: from tensor name to tensor, and from name to entry of the description.
 
     `rows` is a dict from attention module to the row that says its type and rotation, as `chosen_rows` returns it;
-    `dtype` that of the model. MindIE-SD requires both tensors also where a rotation does not help: then they are the
-    identity. Raises UsageError for a row with a type that is not MindIE-SD's.
+    `dtype` is that of the model. MindIE-SD needs the tensors `q_rot` and `k_rot` of each module, so they are the
+    identity where the row has no rotation. Raises UsageError for a row with a type that is not MindIE-SD's.
     """
     tensors: dict[str, Planned] = {}
     description: dict[str, str] = {}

@@ -142,7 +142,8 @@ class Checkpoint:
 
     @property
     def float_dtype(self) -> str | None:
-        """The dtype of the float layers of W8A8_MXFP8 layers, such as "bfloat16"; None if the file does not say."""
+        """The dtype, such as "bfloat16", that the W8A8_MXFP8 layers had in the float model; None if the file does not
+        say."""
         dtype = self._metadata(DTYPE, None)
         return dtype if dtype in FLOATS else None
 

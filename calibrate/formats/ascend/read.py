@@ -80,7 +80,8 @@ def _floats(floats: Floats | None) -> Tensor | None:
 
 
 def _narrowed(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Returns `bias`, which was written in float32, in the `dtype` of the float layer, unless that changes a value."""
+    """Returns `bias`, which was written in float32, in the `dtype` of the float layer; unchanged if the conversion
+    would change a value."""
     if bias is None:
         return None
     narrow = bias.to(dtype)

@@ -22,8 +22,9 @@ _WITHOUT = ("SD3Transformer2DModel", "AuraFlowTransformer2DModel")  # ComfyUI's 
 
 
 def attention_tensors(modules: Iterable[str], model: nn.Module) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns two dicts: from native name to tensor, for those of the attention `modules` of `model` (names in
-    diffusers) whose class in ComfyUI reads it; and from each other module to the reason why it has none.
+    """Makes the tensor `comfy_attention.config` for the attention `modules` of `model`, named as in diffusers. Returns
+    two dicts: from native name to tensor; and, for the modules whose attention in ComfyUI does not read this tensor,
+    from module to the reason why it gets none.
 
     A module's native name is what the native names of all its parameters have in common: the module that holds query,
     key and value. Raises UsageError for a model without native names.

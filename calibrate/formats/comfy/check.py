@@ -153,8 +153,8 @@ def _dropped(content: Content) -> Iterator[str]:
 
 
 def _keys(content: Content) -> Iterator[str]:
-    """Yields a fault for each key that ComfyUI does not read in the marker (JSON description) of a layer. In markers of
-    FP8 and MXFP8 layers that is also the rotation."""
+    """Yields a fault for each key that ComfyUI does not read in the marker (JSON description) of a layer. In a marker
+    of an FP8 or MXFP8 layer, the keys of a rotation are such keys too."""
     for name, marker in content.effective.items():
         if marker.get("format") not in _WORDS:
             continue

@@ -56,7 +56,8 @@ def scales(content: Content) -> Iterator[str]:
 
 
 def _single(content: Content, name: str, scale: Stored, need: str) -> Iterator[str]:
-    """Yields the fault of a scale that has to be one positive number. `need` says what ComfyUI does otherwise."""
+    """Yields a fault if the tensor `scale`, called `name`, is not one positive number in a float dtype. `need`, the end
+    of the message about a wrong shape, says how many numbers ComfyUI takes."""
     if scale.dtype not in _FLOATS:
         yield f"{name} is {scale.dtype}, not float32"
     elif scale.shape not in ((), (1,)):
@@ -82,14 +83,15 @@ def _blocks(content: Content, name: str, weight: Stored, scale: Stored) -> Itera
 
 
 def _filled(rows: int, width: int) -> tuple[int, int]:
-    """Returns the shape of the scales of an MXFP8 weight (rows, width), filled up to whole tiles."""
+    """Returns the shape (rows, blocks) of the scales of an MXFP8 weight (rows, width), filled up to multiples of 128
+    rows and 4 blocks."""
     blocks = width // BLOCK
     return rows + -rows % _TILE[0], blocks + -blocks % _TILE[1]
 
 
 def _exponents(content: Content, scale: Stored) -> Array:
-    """Reads scales that are powers of two: returns their exponents plus 127, uint8 (rows, blocks), with the tiles of
-    cuBLAS' order put back in place."""
+    """Reads scales that are powers of two, stored in the order in which cuBLAS reads tiles of 128 x 4. Returns their
+    exponents plus 127, uint8 (rows, blocks), in the order of the weight's rows and blocks."""
     stored = read_array(content.path, scale._replace(dtype="uint8"))
     rows, blocks = stored.shape
     tiles = stored.reshape(rows // 128, blocks // 4, 32, 4, 4)
@@ -97,8 +99,8 @@ def _exponents(content: Content, scale: Stored) -> Array:
 
 
 def inputs(content: Content) -> Iterator[str]:
-    """Yields the faults of the input scales of FP8 layers. Without one, ComfyUI takes 1. It ignores the input scales of
-    layers whose inputs stay float."""
+    """Yields a fault for each FP8 layer whose input scale is missing, in which case ComfyUI takes 1, or not one
+    positive number. Layers whose inputs stay float are left out, because ComfyUI ignores their input scales."""
     for name, marker in content.of(FP8).items():
         scale = content.tensor(name, "input_scale")
         if marker.get(FULL_PRECISION):
@@ -120,11 +122,13 @@ def codes(content: Content) -> Iterator[str]:
 
 
 def order(content: Content) -> Iterator[str]:
-    """Yields a fault if the scales of the MXFP8 layers are in rows, not in tiles, although their shape fits both.
+    """Yields a fault if the scales of the MXFP8 layers are stored row by row, not in tiles, although their shape fits
+    both.
 
-    Where a matrix had to be filled up, the zeros are in the wrong place. Elsewhere, the rows and the columns of a
-    weight differ in size, and so do the means of their exponents; in the wrong order less of these differences is left.
-    The sums of their squares, in units of the variance, are added over all layers, and compared.
+    If a matrix of scales was filled up, the positions of the zeros show the order. If not, statistics of the exponents
+    do: the rows of a weight differ in size, and so do its columns, so the means of their exponents vary more in the
+    right order than in the wrong one. `_structure` measures this variation for both orders, and its sums over all
+    layers are compared.
     """
     tiled, plain, freedom = 0.0, 0.0, 0
     for name in content.of(MXFP8):
@@ -152,7 +156,8 @@ def _outside(matrix: Array, rows: int, blocks: int) -> bool:
 
 def _structure(exponents: Array) -> float:
     """Returns how much the rows and the columns of a matrix of exponents differ: the sum of squares between rows and
-    between columns, divided by the variance. By chance it is about the number of rows and columns."""
+    between columns, divided by the variance. For random exponents the result is about the number of rows plus that of
+    columns."""
     values = exponents.astype(np.float64)
     values[exponents == 0] = np.median(values)  # blocks of zeros
     variance, mean = values.var(), values.mean()

@@ -129,8 +129,8 @@ def together(model: "nn.Module") -> list[list[str]]:
 
 
 def joined(model: "nn.Module", names: Collection[str]) -> list[tuple[str, ...]]:
-    """Returns the groups of layers of `model` that are concatenated into one matrix, as far as all of a group's layers
-    are among `names`, the layers that become 8-bit layers."""
+    """Returns the groups of layers of `model` that ComfyUI's model has as one matrix, such as query, key and value.
+    Only groups are returned whose layers are all among `names`, the layers that become 8-bit layers."""
     return [tuple(group) for group in together(model) if set(names).issuperset(group)]
 
 

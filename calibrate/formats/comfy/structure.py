@@ -29,7 +29,8 @@ Marker = dict[str, Any]
 
 
 def file_for(kinds: Collection[str]) -> str:
-    """Returns the name of the file for layers of these `kinds`, such as INT8."""
+    """Returns the name of the safetensors file for layers of these `kinds`, such as "diffusion_model_fp8.safetensors"
+    if all are FP8."""
     return {frozenset((FP8,)): FILES[1], frozenset((MXFP8,)): FILES[2]}.get(frozenset(kinds), FILE)
 
 
@@ -56,8 +57,8 @@ class Content(NamedTuple):
     | path     | path of the file                                                                                   |
     | tensors  | dict from tensor name to dtype, shape and byte offset                                              |
     | markers  | dict from layer name to the marker in the layer's tensor `comfy_quant`                             |
-    | metadata | dict from layer name to the marker in the file's metadata, or for old names of scales to the       |
-    |          | marker that ComfyUI makes (`_renamed`); None if there are no such markers                          |
+    | metadata | dict from layer name to the marker in the file's metadata; in a file whose scales have old names   |
+    |          | such as "scale_weight", to the marker that ComfyUI makes itself; None if there are no such markers |
     | faults   | a sentence for each marker, or metadata, that cannot be read                                       |
     """
 
@@ -135,9 +136,10 @@ class Content(NamedTuple):
 
 
 def _renamed(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, Marker] | None]:
-    """Returns `tensors` with the present names of scales, and the markers that ComfyUI makes from the old ones: a dict
-    from the name of each layer with a weight scale. Returns `tensors` and None if they have no tensor SCALED, by which
-    ComfyUI knows the old names. If SCALED has two elements, the inputs of all layers stay float."""
+    """Returns `tensors` with the scales renamed from old names, such as "scale_weight", to present ones; and a dict
+    from the name of each layer with such a weight scale to the marker that ComfyUI makes for it. A file has old names
+    if it has a tensor "scaled_fp8"; without one, returns `tensors` as they are, and None. If "scaled_fp8" has two
+    elements, the inputs of all layers stay float."""
     flag = next((stored for name, stored in tensors.items() if name.rpartition(".")[2] == SCALED), None)
     if flag is None:
         return tensors, None

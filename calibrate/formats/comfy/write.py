@@ -169,7 +169,8 @@ def _group(layer: QuantizedLayer) -> int | None:
 
 def _code_tensors(layers: list[QuantizedLayer], rows: Rows) -> dict[str, Planned]:
     """Returns the tensors, by the last part of their names, of the 8-bit matrix into which the weights of `layers` are
-    concatenated, except the bias. `rows` says whether halves of the rows are then exchanged."""
+    concatenated, except the bias. `rows` says whether the first and the second half of the matrix's rows are then
+    exchanged, because ComfyUI's model has them in the other order."""
     weight = _joined([Planned.of(layer.weight.detach()) for layer in layers], rows)
     kind = KINDS[layers[0].scheme]
     if kind == FP8:
@@ -193,11 +194,11 @@ def _filled(weight: Planned) -> Tensor:
 
 def swizzled(scales: Tensor) -> Tensor:
     """Returns the scales of blocks (rows, blocks) in the order in which NVIDIA's cuBLAS reads them ("1D Block Scaling
-    Factors Layout" in its documentation), filled up with zeros to multiples of 128 rows and 4 blocks, in the shape of
-    the filled matrix.
+    Factors Layout" in its documentation). Zeros fill the matrix up to multiples of 128 rows and 4 blocks, and the
+    result has the shape of the filled matrix.
 
-    The matrix is cut into tiles of 128 rows and 4 blocks, and each tile is stored after the other. In a tile, the four
-    scales of row r stand beside those of the rows r + 32, r + 64 and r + 96.
+    The matrix is cut into tiles of 128 rows and 4 blocks, which follow one another in memory. In a tile, the four
+    scales of row r are followed by those of the rows r + 32, r + 64 and r + 96.
     """
     filled = F.pad(scales, (0, -scales.shape[1] % 4, 0, -len(scales) % 128))
     tiles = filled.unflatten(1, (-1, 4)).unflatten(0, (-1, 4, 32))  # (tile, quarter, row in the quarter, tile, block)

@@ -105,9 +105,10 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Returns the verdict on the numbers of the layers. Those with integer codes compute the same outputs as the
-    dequantized layers, except for the errors that rounding and bias corrections can cause. The scales of those with FP8
-    codes are positive and finite, and no code is NaN. `structure` lists the layers."""
+    """Returns the verdict on the numbers of the layers that `structure` lists. The verdict is positive if two things
+    hold. Layers with integer codes compute the same outputs as the dequantized layers, except for the errors that
+    rounding and bias corrections can cause. Layers with FP8 codes have positive, finite scales, and no code that is
+    NaN."""
     ratio, worst = 0.0, ""
     for name, kind in structure.kinds.items():
         if kind.scheme not in SCHEMES:

@@ -59,8 +59,9 @@ class Model(NamedTuple):
 
     @property
     def coded(self) -> bool:
-        """True if there are codes: int8 tensors, or FP8 tensors with a scale beside them. Without a quantization_config
-        diffusers would take the codes for weights. FP8 tensors without a scale are weights that are only stored so."""
+        """True if there are weights in 8-bit codes: int8 tensors, or FP8 tensors with a scale beside them. Without a
+        quantization_config, diffusers would take such codes for float weights. An FP8 tensor without a scale holds
+        float weights in FP8."""
         leaves = (f"{name.removesuffix('weight')}weight_scale" for name in self._fp8 if name.endswith("weight"))
         parts = (f"{name.removesuffix('qdata')}scale" for name in self._fp8 if name.endswith("._weight_qdata"))
         integers = any(tensor.stored.dtype == "int8" for tensor in self.tensors.values())

@@ -34,7 +34,9 @@ class LayerKind(NamedTuple):
     `scheme`: the name of its scheme. `multiplied`: whether it has a smoothing multiplier. `made_bias`: whether it has a
     bias that its float layer has not, for its bias correction. `bins`: its number of timestep bins (intervals of noise
     levels); 0 for a layer of another scheme than W8A8_TIMESTEP or W8A8_FP8_TIMESTEP. `rotation`: the number of channels
-    in a group that its rotation mixes; 0 without a rotation."""
+    in a group that its rotation mixes; 0 without a rotation. `clamping`: whether the scale of an MXFP8 block may be so
+    small that its largest code is clamped, as on Ascend.
+    """
 
     scheme: str
     multiplied: bool = False
