@@ -1,9 +1,10 @@
-"""Prepares the pages of docs/ for the site. They are written for GitHub, and Python-Markdown reads lists otherwise.
+"""Prepares the pages of docs/ for the site. The pages are written for GitHub, whose rules for lists differ from those
+of Python-Markdown, which builds the site.
 
 GitHub lets a list begin right after a line of text, and indents the lines of an item by two or three spaces.
-Python-Markdown, which builds the site, needs a blank line before a list and an indentation of four.
+Python-Markdown needs a blank line before a list and an indentation of four.
 
-On the page of the commands, a comment is replaced by the help of every command.
+On the page of the commands, the comment `HELP` is replaced by the help of every command.
 """
 
 import re
@@ -16,8 +17,8 @@ COLUMNS = 92  # width of the help
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Returns the text of a page as Python-Markdown needs it, with the help of the commands in place of HELP. mkdocs
-    calls this function for each page."""
+    """Returns the text of a page as Python-Markdown needs it, with the help of the commands in place of the comment
+    `<!-- help of the commands -->`. mkdocs calls this function for each page."""
     text = with_spaced_lists(markdown)
     return text.replace(HELP, "\n".join(help_of_commands())) if HELP in text else text
 

@@ -2,9 +2,12 @@
 
 FP8 codes have three bits of mantissa, so a layer whose values they can hold keeps an SQNR of about 30 dB. But codes
 below 2**-6 lose these bits, and those below 2**-10 become zero. If the largest value of an input is far above all
-others, and all share one scale, the others fall there. A layer is lost if its relative squared error on held-out calls
-is above LOST, or if the median of the errors of single rows is: one large token then hides that the others became zero.
-It then gets the scheme, of those that are allowed, with the smallest error, or stays float.
+others, and all share one scale, the codes of the others are that small.
+
+A layer is lost if one of two errors is above LOST: its relative squared error on all held-out rows, or the median of
+the errors of single rows. The median is needed because one large token, which keeps its precision, can outweigh all
+others in the first error, and so hide that they became zero. A lost layer gets, of the schemes that are allowed, the
+one with the smallest error, or stays float if that error is still above LOST.
 """
 
 import math
@@ -33,9 +36,9 @@ class Guarded(NamedTuple):
     """Says what the guard did about a lost layer.
 
     `error` is the relative squared error of the layer's output on held-out rows, in the scheme of the calibration, or
-    its median over single rows if that is larger;
-    `scheme` and `rotation` (channels in a group; 0: none) are what the layer got instead, with the error `left`. None
-    and infinity: the layer stays float.
+    the median of the errors of single rows if that is larger. `scheme` and `rotation` (channels in a group; 0: none)
+    are what the layer got instead, and `left` is its error with them. If the layer stays float, `scheme` is None and
+    `left` infinity.
     """
 
     name: str

@@ -133,10 +133,10 @@ def frozen(
     *,
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """Makes the integer layer of each layer of `plan` once, from its choice in `choices`. Returns two results. The
-    first is the plan in which layers stay float if their integer layer cannot be made, or if they are in `reasons`, a
-    dict from layer name to the reason to stay float. The second is a dict from name to integer layer, which is empty
-    without `keep_layers`."""
+    """Makes the integer layer of each layer of `plan` once, from its choice in `choices`: how the input becomes codes,
+    the smoothing, the weight and the bias correction. Layers in `reasons`, a dict from layer name to the reason to stay
+    float, are not made. Returns two results: `plan`, in which these layers stay float, and those whose integer layer
+    cannot be made; and a dict from name to integer layer, which is empty without `keep_layers`."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:

@@ -138,8 +138,8 @@ class Settings:
 
     def fold_groups(self, model: nn.Module, quantized: Collection[str]) -> list[FoldGroup]:
         """Returns the smoothing groups of `model`. `quantized` are the names of its 8-bit layers. Smoothing factors
-        cannot be folded into such a layer if its output channels share a scale, or if its scales are powers of two; a
-        group that such a layer produces the input of is then one whose factors cannot be folded."""
+        cannot be folded into such a layer if its output channels share a scale, or if its scales are powers of two. A
+        group whose input such a layer produces is returned as `Unfolded`."""
         groups = list(self.groups(model)) if self.groups else []
         if not fixed_scales(self.input_scheme):
             return groups
@@ -188,8 +188,9 @@ class Settings:
 
     @property
     def mixture(self) -> tuple[str, ...]:
-        """The schemes that a budget chooses from: that of the settings, and those of the same element type and of
-        integers without timestep bins, as far as they are in `mixable`."""
+        """The schemes that a budget chooses from: that of the settings, and those of its element type and of int8 that
+        have no timestep bins, as far as `mixable` allows. If the scheme of the settings has timestep bins, static
+        schemes are left out too."""
         elements = dict.fromkeys((self.element, INT8.name))
         names = [NAMES[element].get(way) for element in elements for way in ("static", "dynamic", "float")]
         allowed = [name for name in names if name and (self.mixable is None or name in self.mixable)]

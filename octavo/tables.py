@@ -12,8 +12,9 @@ _FRAME = 3  # characters that a column adds to the width of a row: a line and tw
 
 
 def grid_text(title: str, columns: list[str], rows: list[list[str]], console: Console) -> str:
-    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right. A cell
-    wraps between words only, if `list_text` returns None for this table and this width; numbers do not wrap."""
+    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right. Cells wrap
+    between words only, and numbers do not wrap, unless the console is too narrow for that; `list_text` then returns the
+    table as a list, and None otherwise."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     cells_of = list(zip(*rows, strict=True))
     for column, cells, width in zip(columns, cells_of, _widths(columns, cells_of, console.width), strict=False):

@@ -72,8 +72,9 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
 
 
 def weight_scales_for(formats: Sequence[str], scheme: str, chosen: str | None) -> str:
-    """Returns the value of `Settings.weight_scales` for layers of `scheme`: `chosen`, or if that is None "tensor" where
-    one of `formats` needs it, else "channel". Raises UsageError if a format cannot hold what was chosen."""
+    """Returns the value of `Settings.weight_scales` for layers of `scheme`: `chosen` if it is not None; otherwise
+    "tensor" if one of `formats` needs one scale for a whole weight, and "channel" if none does. Raises UsageError if a
+    format cannot hold what was chosen."""
     needing = [name for name in formats if scheme in format_named(name).whole]
     if needing and chosen == "channel":
         fact = f"holds one scale for a whole weight of {scheme}"
@@ -91,8 +92,10 @@ def mixable(formats: Sequence[str]) -> tuple[str, ...]:
 
 
 def instead_of(formats: Sequence[str], element: str, activations: str) -> tuple[Instead, ...]:
-    """Returns what a layer may get if its scheme, which `element` and `activations` stand for, would lose it, and all
-    of `formats` can hold it: a scale for each token of its input, or for each block, and a rotation."""
+    """Returns the ways to quantize a layer that its own scheme would lose: with a scale for each token of its input, or
+    for each block of a token in MXFP8, and with or without a rotation of the input. Only ways that all of `formats` can
+    hold are returned. `element` and `activations`, values of these fields of `Settings`, stand for the layer's own
+    scheme."""
     scheme = NAMES[element]["dynamic"]
     if scheme != NAMES[element][activations] and scheme not in mixable(formats):
         return ()
@@ -138,8 +141,8 @@ def check_model(formats: Sequence[str], model: nn.Module, dtype: str | None = No
 
 def kept_float(formats: Sequence[str], model: nn.Module, names: Collection[str], scheme: str = "") -> dict[str, str]:
     """Returns a dict from layer name to reason. It has those layers of `names` that the software for one of `formats`
-    can only hold as float. `names` are the layers of `model` that would otherwise become 8-bit layers of `scheme`; ""
-    leaves out what depends on the scheme."""
+    can only hold as float. `names` are the layers of `model` that would otherwise become 8-bit layers of `scheme`. If
+    `scheme` is "", layers that stay float only in some schemes may be missing."""
     reasons: dict[str, str] = {}
     count = -1
     while len(reasons) > count:  # a layer that stays float for one format may keep others float in another

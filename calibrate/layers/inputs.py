@@ -39,9 +39,9 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the rule (`Scheme`) for the weights of a layer whose input becomes codes by the rule `scheme`: symmetric
-    and without the lowest integer. Each output channel has a scale, which `scheme.per_tensor` makes equal. Both rules
-    have the same element type."""
+    """Returns the rule (`Scheme`) for the weights of a layer whose input becomes codes by the rule `scheme`: symmetric,
+    without the lowest integer, and of the same element type. Each output channel has a scale of its own, or, if
+    `scheme.per_tensor` is True, all have the same one."""
     if scheme.element == WEIGHT.element and not scheme.per_tensor:
         return WEIGHT
     return replace(
@@ -213,8 +213,9 @@ _WAYS = {kind: way for way, kind in ACTIVATIONS.items()}
 
 
 def scheme_name(kind: type[Input], element: Element = INT8) -> str:
-    """Returns the name of the scheme in which inputs become codes as `kind` says, and codes are of the element type
-    `element`. Raises KeyError if there is no such scheme: the blocks of MXFP8 have no ranges known beforehand."""
+    """Returns the name of the scheme, such as W8A8_DYNAMIC, of layers whose inputs become codes of the type `element`
+    in the way of the class `kind`, such as DynamicInput. Raises KeyError if there is no such scheme, as for StaticInput
+    and MXFP8, whose blocks have no ranges known beforehand."""
     return NAMES[element.name][_WAYS[kind]]
 
 

@@ -205,8 +205,8 @@ class QuantizedLinear(IntegerLayer):
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Returns the output for `input`. `matmul` takes the codes of the input (..., in) and those of the weight (out,
-        in), and returns their product (..., out), as `code_matmul` does. If blocks of channels have scales (MXFP8), it
-        takes the values that the codes stand for instead."""
+        in), and returns their product (..., out), as `code_matmul` does. In MXFP8, where blocks of channels have
+        scales, `matmul` gets the values that the codes stand for instead of the codes."""
         x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float_weight(x.dtype))

@@ -74,8 +74,8 @@ def float_convolution(
     q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> Tensor:
     """Returns the convolution, float32 (batch, out, height, width), of padded FP8 codes `q` (batch, in, height, width)
-    with FP8 codes `weight` (out, in / groups, height, width), both exact in float32. Sums as `float_matmul` does.
-    `stride`, `dilation` and `groups` are those of the convolution."""
+    with FP8 codes `weight` (out, in / groups, height, width). On the CPU, sums are computed in float64 and rounded
+    once; on other devices in float32. `stride`, `dilation` and `groups` are those of the convolution."""
     kind = torch.float64 if q.device.type == "cpu" else torch.float32
     return F.conv2d(q.to(kind), in_float32(weight).to(kind), None, stride, 0, dilation, groups).to(torch.float32)
 

@@ -97,10 +97,10 @@ class Scheme:
     |            | as dividing by the scale (`reciprocals`)                                          |
     | clamping   | the scale of a block may be so small that its largest code is clamped             |
     |            | (`block_scales`), as Ascend's npu_dynamic_mx_quant chooses it                     |
-    | per_tensor | all output channels of a weight have the same scale; in the rule of an input:     |
-    |            | those of the layer's weight                                                       |
-    | largest    | with per_tensor: the largest absolute value that the scale covers, where several  |
-    |            | weights have the same scale; None: that of the weight                             |
+    | per_tensor | all output channels of a weight have the same scale; the rule of an input says so |
+    |            | about the weight of the same layer                                                |
+    | largest    | set if per_tensor is True and several weights share a scale: the largest absolute |
+    |            | value in all of them, which the scale covers; None: the scale is the weight's own |
     """
 
     element: Element = INT8
@@ -197,7 +197,8 @@ def in_float32(codes: Tensor) -> Tensor:
 
 def _broadcast(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
     """Returns `parameter`, scales or zero points of channels, reshaped to broadcast against `x` along dimension
-    `scheme.axis`; unchanged if it is 0-d or `scheme.axis` is None. Of blocks, each is repeated for its channels."""
+    `scheme.axis`; unchanged if it is 0-d or `scheme.axis` is None. If `parameter` has a number for each block of
+    channels, the number is repeated for each channel of the block."""
     if scheme.block is not None and parameter.ndim > 0:
         return parameter if parameter.shape == x.shape else parameter.repeat_interleave(scheme.block, -1)
     if scheme.axis is None or parameter.ndim == 0:

@@ -35,7 +35,8 @@ def spread(scale: Tensor, weight: Tensor) -> Tensor:
 
 
 def decoded(scale: Tensor) -> Tensor:
-    """Returns the stored scales of a weight in float32. Stored as uint8 are exponents of powers of two, plus 127."""
+    """Returns in float32 the scales of a weight as they are stored. Scales stored as uint8 are powers of two, of which
+    each uint8 is the exponent plus 127."""
     if scale.dtype != torch.uint8:
         return scale
     return torch.ldexp(torch.ones(scale.shape, device=scale.device), scale.to(torch.int32) - 127)
@@ -65,7 +66,8 @@ def round_to_nearest(
     weight: Tensor, inputs: object = None, *, scheme: Scheme = WEIGHT, iterations: int = 0
 ) -> QuantizedWeight | None:
     """Scales each output channel so that its largest absolute value becomes the largest code of `scheme`, such as 127
-    or -127 of int8, and rounds all values to the nearest code. `scales_of` says how blocks are scaled.
+    or -127 of int8, and rounds all values to the nearest code. In MXFP8, each block has a power of two as its scale:
+    the better of two, by squared error.
 
     `scheme` is the rule by which weights become codes. `inputs` and `iterations` are not used; other rounding methods,
     which have the same arguments, use them. Takes 4 * out * in floating-point operations. Returns None if a channel is
@@ -79,10 +81,9 @@ def round_to_nearest(
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
-    value becomes the largest code of `scheme`; with `scheme.per_tensor`, the largest value of the whole weight, or
-    `scheme.largest`. For
-    blocks, returns (out, blocks) powers of two, those of `least_error_scales`. Returns None if any channel is so small
-    that float32 has no scale for it."""
+    value becomes the largest code of `scheme`. With `scheme.per_tensor`, the largest value of the whole weight, or
+    `scheme.largest`, takes the place of the channel's. For blocks, returns (out, blocks) powers of two, those of
+    `least_error_scales`. Returns None if any channel is so small that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     if scheme.block is not None:
         return least_error_scales(flat.to(torch.float32), scheme)
@@ -99,10 +100,10 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
 
 
 def least_error_scales(rows: Tensor, scheme: Scheme, energies: Tensor | None = None) -> Tensor:
-    """Returns a scale for each block of columns of the float weight `rows` (out, in): a float32 (out, blocks) of powers
-    of two, each with the smaller squared error of its block: the scale that `block_scales` returns, or the one with
-    `clamping`. `energies` (in,) weighs the error of each column; None: all are equal.
-    """
+    """Returns a scale for each block of columns of the float weight `rows` (out, in), as powers of two, float32 (out,
+    blocks). Of two scales, each block takes the one with the smaller squared error: the smallest scale at which no code
+    is clamped, or the one of `block_scales` with `clamping`, at which codes between 448 and 512 are clamped to 448.
+    `energies` (in,) weighs the error of each column; None: all are equal."""
     assert scheme.block is not None
     blocks = rows.unflatten(1, (-1, scheme.block))
     largest = blocks.abs().amax(2)

@@ -149,8 +149,8 @@ def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str
 
 
 def _plan_with(plan: Plan, names: Iterable[str], schemes: Mapping[str, str], budget: Budget) -> Plan:
-    """Returns `plan` with the scheme that `schemes` has for each layer. Layers of `names` that are not in it stay
-    float; the reason in the plan names `budget`."""
+    """Returns `plan` with the schemes in `schemes`, a dict from layer name to scheme. Layers of `names` that are not in
+    `schemes` stay float; the reason in the plan names `budget`."""
     plan = Plan(tuple(replace(entry, scheme=schemes.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
     return plan.kept_float({name: reason for name in names if name not in schemes})

@@ -34,7 +34,8 @@ Assignment = Mapping[str, str]  # name of the scheme by layer name; all other la
 class Candidates:
     """Makes 8-bit layers of any scheme from `choices`: a dict from layer name to the smoothing, quantized weight and
     bias correction that calibration chose for the scheme in the settings. For another element type, the weight is
-    rounded to the nearest, and the range of the input is the one that its codes have in the settings' scheme.
+    rounded to the nearest, and the range of the input is what the lowest and the highest code stand for in the
+    settings' scheme.
 
     Weight-only layers get no smoothing factors, which MindIE-SD, a runtime for Ascend, would ignore. Weight-only and
     dynamic layers get no bias correction, because corrections were measured for the scheme of the calibration.
@@ -44,8 +45,9 @@ class Candidates:
         self.model, self._choices = model, choices
 
     def choice(self, name: str, scheme: str) -> Choice | str:
-        """Returns how the layer `name` is quantized with the scheme of the name `scheme`: how its input becomes codes,
-        its smoothing, quantized weight and bias correction. Returns a text with the reason if it cannot be."""
+        """Returns how the layer `name` is quantized with the scheme called `scheme`: how its input becomes codes, its
+        smoothing, quantized weight and bias correction. Returns a text with the reason if the layer cannot have this
+        scheme."""
         first = self._choices[name]
         if first.input.name == scheme:
             return first
@@ -77,8 +79,9 @@ class Candidates:
 
 
 def input_for(input: Input, scheme: str, dtype: torch.dtype) -> Input | str:
-    """Returns the input of a layer in the scheme of the name `scheme`, made from `input`, the one that the layer has in
-    another scheme; `dtype` stores scales. Returns a text with the reason if there is none."""
+    """Returns the `Input`, the way in which the input of a layer becomes codes, for the scheme called `scheme`. It is
+    made from `input`, the way in which the layer's input becomes codes in another scheme. `dtype` is that of stored
+    scales. Returns a text with the reason if the layer cannot have this scheme."""
     kind, rule = INPUTS[scheme], RULES[scheme]
     rule = input.scheme if rule.element == input.scheme.element else replace(rule, per_tensor=input.scheme.per_tensor)
     if not kind.ranged:
@@ -210,8 +213,8 @@ def measure_groups(
 ) -> list[LayerGroup]:
     """Runs the pipeline once for each group of layers and each scheme, with all other layers float. Returns the groups
     with the error of the final latents and the cost of the group for each scheme; leaves out a scheme of a group if it
-    gives latents that are not finite. `schemes` are their names, `before` has the cost of each layer as float.
-    `candidates` makes the integer layers, `runs` runs the pipeline.
+    gives latents that are not finite. `schemes` are the names of the schemes, `before` has the cost of each layer as
+    float. `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """

@@ -58,16 +58,18 @@ def easy_quant(
 
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `w` (out, in) is the float weight, in units of the scale of rounding to the nearest, as are
-    the returned scales; `steps` is the number of scales tried. With x a row of the layer's input, as a column vector,
-    and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows. `gram` (in, in) is G
-    with damping, and `pull` (out, in) is w (C - G)^T, both divided by the mean of G's diagonal. `scheme` says which
-    codes a weight can have.
+    """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the scales (out,)
+    at which these codes have the least squared error. `w` (out, in) is the float weight, divided by the scales of
+    rounding to the nearest; the returned scales are divided by these too. Tries `steps` scales, and for each of them
+    the nearest codes of `scheme`.
 
-    Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
-    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without 1 -
-    cos^2, which would be the difference of nearly equal numbers.
+    `gram` and `pull` are sums over the rows of the layer's input, both divided by the same number. With x a row, as a
+    column vector, and xq the values of its codes, `gram` (in, in) is the sum of xq xq^T, with damping. `pull` (out, in)
+    is the sum of w (x - xq) xq^T: how the rounding of the input changes the output, times xq^T.
+
+    At its best scale, the squared error of the output is proportional to 1 - cosine^2, so the codes of the least error
+    are those of the greatest cosine. The code sums this error, up to a constant, from the difference between the
+    rounded weight and `w`, because 1 - cosine^2 would be the difference of nearly equal numbers.
     """
     weight_gram = w @ gram
     best, scale = scheme.nearest_(w.clone()), torch.ones_like(w[:, 0])

@@ -193,7 +193,8 @@ def better_channels(
 ) -> QuantizedWeight | None:
     """Returns a quantized weight, rounded to the nearest except in the output channels where `codes` (out, in) and
     `scale`, (out,) or (out, blocks), give a smaller error. These channels have `codes` and `scale`. With
-    `scheme.per_tensor`, all channels are of the same kind, unless `scheme.largest` gives both the same scale.
+    `scheme.per_tensor`, a weight has one scale, so either all channels take `codes` and `scale` or none does; unless
+    `scheme.largest` is set, with which both have the same scale anyway.
 
     `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
     weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2

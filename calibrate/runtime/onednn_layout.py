@@ -56,8 +56,10 @@ def _words(weight: Tensor) -> Tensor:
 
 
 def _blocks(words: Tensor) -> Tensor:
-    """Returns the words of a padded weight, (rows, columns / 4), in the order of oneDNN's layout: (rows / 64, columns /
-    64, 16, 64)."""
+    """Returns the words of a padded weight in the order of oneDNN's layout. A word is the int8 codes of four
+    neighbouring columns of a row, so `words` is (rows, columns / 4). The result is (rows / 64, columns / 64, 16, 64),
+    in blocks of 64 rows and 64 columns: the last two axes are the 16 words of a row in the block, and the block's 64
+    rows."""
     return words.view(len(words) // _ROWS, _ROWS, -1, 16).permute(0, 2, 3, 1)
 
 

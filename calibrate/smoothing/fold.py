@@ -62,7 +62,8 @@ class FoldGroup(Protocol):
 
 
 class Unfolded(NamedTuple):
-    """Names the layers of a smoothing group whose factors cannot be folded."""
+    """A smoothing group whose factors cannot be folded. `layers` are the names of its layers. `folds` is empty, because
+    no source of their input can take the factors."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
@@ -197,8 +198,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def fixed_scales(scheme: Scheme) -> str | None:
-    """Returns the reason why the output channels of a weight cannot be multiplied by factors of their own; None if they
-    can. `scheme` is the rule for the codes of the layer's input."""
+    """Returns the reason why the output channels of a weight cannot each be multiplied by a factor through their scales
+    alone; None if they can. `scheme` is the rule for the codes of the layer's input."""
     if scheme.block is not None:
         return "its scales are powers of two"
     return "its output channels share a scale" if scheme.per_tensor else None

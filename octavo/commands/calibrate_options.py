@@ -222,9 +222,9 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def _default_floats(options: CalibrateOptions, family: "Family") -> "Mapping[str, str] | None":
-    """Returns the patterns of layers that stay float by default in a pipeline of `family`, with the reason of each, but
-    without those of --quantize; None if the family leaves this to the general rule. Raises UsageError for a pattern of
-    --quantize that is not among them."""
+    """Returns a dict from pattern to reason for the layers that stay float by default in a pipeline of `family`,
+    without the patterns of --quantize. Returns None if the family has no such patterns, so that a rule for all models
+    decides. Raises UsageError for a pattern of --quantize that is not among the family's."""
     defaults = family.keep_float
     if not options.quantize_too or defaults is None:
         return defaults
@@ -250,9 +250,9 @@ def _recipe(options: CalibrateOptions) -> "dict[str, Any]":
 
 
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
-    """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
-    --format cannot hold; and by the layers whose weights share a scale in a format. Raises UsageError if a format
-    cannot hold the denoiser."""
+    """Returns `settings` with what the formats of --format need for the denoiser `model`. Layers that a format cannot
+    hold stay float too. If weights have one scale as a whole, the groups of layers are added that a format's software
+    joins, because their weights share a scale. Raises UsageError if a format cannot hold the denoiser."""
     from octavo.calibrate.formats.export import check_model, joined, kept_float
     from octavo.calibrate.part import planned
 

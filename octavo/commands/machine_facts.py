@@ -127,8 +127,9 @@ def advice(values: Mapping[str, Any], rates: Mapping[str, float | None], threads
 
 
 def missing_kernels(compiler: str | None, switched_off: bool) -> str:
-    """Returns the sentence that says how to get the compiled kernels, which are not loaded. `compiler` is what the
-    function of this name returns; `switched_off`: whether the environment variable OCTAVO_KERNELS is "none"."""
+    """Returns the sentence that says how to get the compiled kernels, which are not loaded. `compiler` is the name of
+    the C compiler that pip would use, such as "cc", or None if there is none. `switched_off` says whether the
+    environment variable OCTAVO_KERNELS is "none"."""
     slow = "so models in integers run more slowly"
     if switched_off:
         return f"The compiled kernels are switched off, {slow}. Unset OCTAVO_KERNELS."

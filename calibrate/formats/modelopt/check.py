@@ -1,6 +1,6 @@
-"""Checks whether vLLM-Omni and SGLang-diffusion can load a transformer directory in the layout of ModelOpt, also one
-of other tools. Reports faults too that change the output of the model without an error. The rules are those in the
-source of the two."""
+"""Checks whether vLLM-Omni and SGLang-diffusion can load a transformer directory in the layout of ModelOpt, whether
+Octavo or another tool wrote it. Also reports faults that change the output of the model without an error. The rules are
+those in the sources of vLLM-Omni and SGLang."""
 
 from collections.abc import Iterator
 from pathlib import Path

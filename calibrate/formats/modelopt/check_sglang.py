@@ -18,8 +18,8 @@ _METADATA = ("_quantization_metadata", "quantization_config")  # keys of the met
 
 
 def sglang_verdicts(files: Files) -> Iterator[Verdict]:
-    """Yields the verdicts on whether SGLang can load `files`. If they are for vLLM-Omni alone, the only verdict says
-    that."""
+    """Yields a verdict on each thing that SGLang needs in `files`: config.json, the model class, and the layers with
+    their scales. For files that only vLLM-Omni can load, yields a single negative verdict, which says so."""
     if fact := _for_vllm_omni(files):
         yield Verdict(SGLANG_NAME, LAYOUT, False, fact)
         return
@@ -36,7 +36,7 @@ def sglang_verdicts(files: Files) -> Iterator[Verdict]:
 
 
 def _for_vllm_omni(files: Files) -> str | None:
-    """Returns why a checkpoint is for vLLM-Omni alone; None if it is not."""
+    """Returns the reason why vLLM-Omni can load `files` and SGLang cannot; None if there is no such reason."""
     if files.algo == ROWS_WORD:
         return f"SGLang refuses {ROWS_WORD} with a ValueError. Calibrate with --activations static for SGLang"
     if files.kind == Z_IMAGE and files.algo == STATIC_WORD and not sglang_scale(files):
@@ -46,7 +46,8 @@ def _for_vllm_omni(files: Files) -> str | None:
 
 
 def _other_config(files: Files) -> str:
-    """Returns why SGLang would not follow config.json alone; "" if it does."""
+    """Returns the reason, such as a second description in the directory, why SGLang would not read the quantization
+    from config.json alone; "" if there is none."""
     if described := sorted(path.name for path in files.directory.glob(DESCRIPTIONS)):
         return f"SGLang takes {described[0]} in place of the quantization_config. Move the file away"
     for key in _METADATA:
@@ -98,14 +99,15 @@ def _crushed(files: Files, name: str) -> str:
 
 
 def _dequantized(files: Files, name: str) -> str | None:
-    """Returns what is wrong with the scale of an FP8 layer that SGLang holds as float; None if nothing is."""
+    """Returns a fault if the weight scale of the FP8 layer `name` is missing, although SGLang holds the layer as float
+    and needs the scale to turn its codes into weights; None if the scale is there."""
     fact = "SGLang holds the layer as float and takes its codes for weights, without a warning"
     return None if name + WEIGHT_SCALE in files.model.tensors else f"{name}{WEIGHT_SCALE} is missing: {fact}. {AGAIN}"
 
 
 def _scale_fault(files: Files, name: str, own: str, members: int) -> str | None:
-    """Returns what is wrong with the scales of the FP8 layer `name`, with advice; None if nothing is. The layer is one
-    of so many `members` of SGLang's layer `own`."""
+    """Returns what is wrong with the scales of the FP8 layer `name`, with advice; None if nothing is. `own` is SGLang's
+    name of the layer, and `members` the number of layers that SGLang joins under this name."""
     owner = own if members > 1 and files.kind == Z_IMAGE else name
     shapes: tuple[tuple[int, ...], ...] = ((1,), ())
     if members > 1:  # SGLang cannot concatenate tensors without an axis

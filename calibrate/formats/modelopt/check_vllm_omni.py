@@ -13,7 +13,8 @@ _UNSET = "vLLM-Omni computes with the smallest float32 number as scale, with a w
 
 
 def vllm_omni_verdicts(files: Files) -> Iterator[Verdict]:
-    """Yields the verdicts on whether vLLM-Omni can load `files`."""
+    """Yields a verdict on each thing that vLLM-Omni needs in `files`: config.json, the model class, the names of
+    scales, and the layers with their scales. Stops after a negative verdict on config.json or on the names."""
     fact = files.config_fault((STATIC_WORD, ROWS_WORD))
     yield Verdict(VLLM_NAME, CONFIG_FILE, not fact, fact or f"{files.algo}, which vLLM-Omni computes on CUDA")
     if fact:
@@ -33,8 +34,9 @@ def vllm_omni_verdicts(files: Files) -> Iterator[Verdict]:
 
 
 def sglang_scale(files: Files) -> str | None:
-    """Returns the first scale of a static Z-Image that is stored under SGLang's name of a joined layer, such as
-    `attention.to_qkv.weight_scale`; None if there is none."""
+    """Returns the name of the first scale that has SGLang's name of a joined layer, such as
+    `attention.to_qkv.weight_scale`; None if there is none. Always None unless `files` hold a Z-Image with static FP8
+    layers, the only model for which SGLang needs such names."""
     if files.kind != Z_IMAGE or files.algo != STATIC_WORD:
         return None
     joined = {SGLANG[Z_IMAGE].name(name) for name in files.layers} - set(files.layers)
@@ -43,7 +45,8 @@ def sglang_scale(files: Files) -> str | None:
 
 
 def _held(files: Files, name: str) -> bool:
-    """Returns whether vLLM-Omni computes the layer `name` in FP8. Models that Octavo does not know hold all layers."""
+    """Returns whether vLLM-Omni computes the layer `name` in FP8. If Octavo does not know the model class, vLLM-Omni
+    counts as able to hold every layer in FP8 that the entry `ignore` does not name."""
     known = VLLM_OMNI.get(files.kind)
     return (known is None or known.holds(name)) and not ignored_by_vllm_omni(files.kind, name, files.ignore or [])
 
@@ -80,7 +83,8 @@ def _scale_fault(files: Files, name: str) -> str | None:
 
 
 def _remarks(files: Files) -> Iterator[Verdict]:
-    """Yields verdicts on what vLLM-Omni computes otherwise than the files say, and still well."""
+    """Yields positive verdicts on what vLLM-Omni computes otherwise than the files say: FP8 layers that it keeps float,
+    and joined layers whose codes it rounds again to one scale."""
     native, codes = VLLM_OMNI[files.kind], files.codes
     kept = [name for name in codes if native.holds(name) and not _held(files, name)]
     if kept:

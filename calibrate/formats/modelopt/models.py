@@ -1,9 +1,9 @@
 """Lists the model classes that vLLM-Omni 0.30.0 and SGLang-diffusion 0.5.23 compute in FP8 from a ModelOpt checkpoint,
 and for each class the layers that they can hold in FP8. Importing this module needs no torch.
 
-Both have names of their own for some layers. Layers that get the same name are one layer there, such as the projections
-to queries, keys and values. The layers are those that vLLM-Omni can hold in int8, and those that SGLang can hold in
-int8 on Ascend, because both pass any quantization_config to the same layers.
+Both programs have names of their own for some layers. Layers to which a program gives the same name are one layer in
+it, such as the projections to queries, keys and values. Both pass any quantization_config to the same layers. So the
+layers listed are those that vLLM-Omni can hold in int8, and those that SGLang can hold in int8 on Ascend.
 """
 
 import re
@@ -44,7 +44,8 @@ UNTHREADED = {name: _UNUSED.format(name) for name in (*_VLLM_UNTHREADED, *_SGLAN
 
 
 def sglang_joined(kind: str) -> NativeModel:
-    """Returns the model class `kind` of SGLang with all joins, also those that only newer GPUs have."""
+    """Returns the model class `kind` of SGLang, in which layers are joined that SGLang joins on any GPU. Some of them
+    it joins only on GPUs of compute capability 10.0 and later."""
     return _SGLANG_NEWER.get(kind, SGLANG[kind])
 
 

@@ -23,9 +23,9 @@ FP8_DTYPE = "float8_e4m3fn"
 
 
 def kept_float(model: "nn.Module", names: Collection[str], scheme: str = "") -> set[str]:
-    """Returns the names of the layers that have to stay float because none of the consumers can hold them in FP8, or
-    one of them joins them with such a layer. They are among `names`, the layers of `model` that would become FP8.
-    `scheme` is their scheme; "" stands for the static one."""
+    """Returns the names of the layers that have to stay float: those that none of the consumers can hold in FP8, and
+    those that a consumer joins with a layer that stays float. They are among `names`, the layers of `model` that would
+    become FP8. `scheme` is their scheme; "" stands for the static one."""
     kind = type(model).__name__
     if kind not in VLLM_OMNI:
         return set()
@@ -58,9 +58,10 @@ def ignored(kind: str, scheme: str, linears: Sequence[str], codes: Collection[st
     and in each consumer. `linears` are the names of all linear layers of the model class `kind`, `codes` those of the
     layers in FP8.
 
-    vLLM-Omni also keeps each layer float whose name contains an entry: "proj_out" would be every
-    single_transformer_blocks.N.proj_out. Such entries, and those of the layers joined with them, get a * at the end. An
-    entry with a * has to match the name from its beginning in both consumers, and here matches nothing else.
+    vLLM-Omni keeps every layer float whose name contains an entry: "proj_out" would also keep each
+    single_transformer_blocks.N.proj_out. A name that would so keep an FP8 layer float gets a * at the end, and so do
+    the other names of its layer, and those of the layers joined with it. An entry with a * has to match from the
+    beginning of a name in both consumers, so it keeps only the layer float that it names.
     """
     vllm, models = VLLM_OMNI[kind], consumers(kind, scheme)
     held = {vllm.name(name) for name in codes if vllm.holds(name)}
@@ -76,16 +77,19 @@ def ignored(kind: str, scheme: str, linears: Sequence[str], codes: Collection[st
 
 
 def ignored_by_vllm_omni(kind: str, name: str, entries: Iterable[str]) -> bool:
-    """Returns whether vLLM-Omni keeps the layer `name` of diffusers float because of `entries`: one of them is part of
-    vLLM-Omni's name of the layer, or a pattern that matches it."""
+    """Returns whether vLLM-Omni keeps a layer of the model class `kind` float because of `entries`, the content of
+    `ignore` in the quantization_config. It does if an entry is part of vLLM-Omni's name of the layer, or is a pattern
+    with * that matches this name. `name` is the layer's name in diffusers."""
     own = VLLM_OMNI[kind].name(name) if kind in VLLM_OMNI else name
     return any(entry in own or fnmatchcase(own, entry) for entry in entries)
 
 
 def ignored_by_sglang(kind: str, name: str, entries: Sequence[str]) -> bool | None:
-    """Returns whether SGLang keeps the layer `name` of diffusers float because of `entries`: one of them matches
-    SGLang's whole name of the layer, with * for any text; or, if SGLang joins the layer with others, all of these are
-    matched. Returns None if some are and some are not, which ends loading with a ValueError."""
+    """Returns whether SGLang keeps a layer of the model class `kind` float because of `entries`, the content of
+    `ignore` in the quantization_config. It does if an entry, with * for any text, matches SGLang's whole name of the
+    layer. It also does if SGLang joins the layer with others, such as to_q, to_k and to_v, and entries match the names
+    of all of them in diffusers. Returns None if entries match only some of these names, because SGLang then stops with
+    a ValueError. `name` is the layer's name in diffusers."""
     if kind not in SGLANG:
         return _matched(name, entries)
     if _matched(SGLANG[kind].name(name), entries):

@@ -103,8 +103,9 @@ def _input_scales(
 
 
 def _under_own_names(kind: str, codes: set[str], tensors: Mapping[str, Planned]) -> dict[str, Planned]:
-    """Returns the scales among `tensors` that vLLM-Omni finds only under its own name of a layer, by that name. `codes`
-    are the names of the layers of the model class `kind` that are written in FP8."""
+    """Returns a dict from name to scale for the scales among `tensors` that vLLM-Omni finds only under its own name of
+    their layer; the name in the dict is vLLM-Omni's. `codes` are the names in diffusers of the layers of the model
+    class `kind` that are written in FP8."""
     owners = {name: own for name in sorted(codes) if (own := vllm_scale_owner(kind, name)) != name}
     return {
         f"{own}.{leaf}": tensors[f"{name}.{leaf}"]

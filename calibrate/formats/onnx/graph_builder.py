@@ -167,8 +167,9 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Names the batch axis `batch`, in place, in all inputs and outputs of the graph. The exporter has the same number
-    as its name everywhere; the number is read from the first input whose axis 0 has a variable length."""
+    """Renames the batch axis to `batch`, in place, in all inputs and outputs of the graph. The exporter has given every
+    axis of this length the same name, a made-up symbol. The symbol is read from the first input whose axis 0 has a
+    variable length."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:

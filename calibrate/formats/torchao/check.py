@@ -65,8 +65,9 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
 
 
 def _zeros(kinds: Mapping[str, dict[str, Any]]) -> Verdict:
-    """Returns the verdict on whether tokens of zeros have finite outputs. torchao divides a token by its largest value,
-    unless `hp_value_lb` says which value is at least taken. `kinds` has the description of each FP8 weight."""
+    """Returns the verdict on whether tokens of zeros have finite outputs. torchao divides a token by its largest
+    absolute value, or by `hp_value_lb` if the token's value is smaller. Without `hp_value_lb` it divides a token of
+    zeros by zero. `kinds` has the description of each FP8 weight."""
     for owner, kind in kinds.items():
         data = kind.get("_data")
         inputs = data.get("act_quant_kwargs") if isinstance(data, dict) else None

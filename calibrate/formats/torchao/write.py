@@ -110,7 +110,8 @@ def write_torchao(
 
 
 def _quantization_config(layers: Iterable[QuantizedLayer]) -> dict[str, Any]:
-    """Returns the quantization_config of config.json for `layers`: that of FP8 if one of them has FP8 codes."""
+    """Returns the quantization_config of config.json: the one for FP8 weights if one of `layers` has FP8 codes,
+    otherwise the one for int8 weights."""
     fp8 = any(not layer.integer for layer in layers)
     return QUANTIZATION_CONFIG | ({"quant_type": {"default": float8.CONFIG}} if fp8 else {})
 
@@ -135,8 +136,8 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
     """Yields (name, tensor) for each tensor that torchao's Int8Tensor or Float8Tensor stores for the weight of
-    `ranked_layer`, among them the input's scale and smoothing multiplier. The names are those in torchao, such as
-    "scale"."""
+    `ranked_layer`, a layer together with the number of axes of its input. Among the tensors are the input's scale and
+    smoothing multiplier. The names are those in torchao, such as "scale"."""
     layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)
