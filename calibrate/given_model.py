@@ -167,8 +167,8 @@ def _check_adapters(model: nn.Module) -> None:
     if hasattr(model, "unload_lora"):
         pipeline = "unload_lora_weights()" if merged else "fuse_lora() and unload_lora_weights()"
         alone = "unload_lora()" if merged else "fuse_lora() and unload_lora()"
-        calls = f"Call {pipeline} of the pipeline first, or {alone} of the model"
+        remedy = f"Call {pipeline} of the pipeline first, or {alone} of the model"
     else:
-        calls = "Call merge() of each such layer, and replace the layer by its get_base_layer()"
+        remedy = "Call merge() of each such layer, and replace the layer by its get_base_layer()"
     state = "fused but not unloaded" if merged else "not fused"
-    raise UsageError(f"{layers[0][0]}: has LoRA or another peft adapter, {state}. {calls}.")
+    raise UsageError(f"{layers[0][0]}: has LoRA or another peft adapter that is {state}. {remedy}.")

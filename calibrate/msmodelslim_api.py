@@ -165,7 +165,9 @@ def _check_keep_acc(methods: Any) -> None:
     if methods is None:
         return
     if not isinstance(methods, Mapping) or set(methods) - set(_METHODS):
-        raise UsageError(f"keep_acc: {methods!r} is not a dict with keys of {', '.join(_METHODS)}. Give such a dict.")
+        raise UsageError(
+            f"keep_acc: {methods!r} is not a dict whose keys are among {', '.join(_METHODS)}. Give such a dict."
+        )
     for name, value in methods.items():
         if name == "round_opt":
             if type(value) is not bool:

@@ -96,7 +96,7 @@ class Settings:
             fact = f"rounds to whole numbers, but the codes of {self.element} are floating-point numbers"
             raise UsageError(f"weights: '{unfit[0]}' {fact}. Use gptq or easy-quant.")
         if self.weight_scales == "tensor" and ELEMENT_TYPES[self.element].block is not None:
-            raise UsageError(f"weight_scales: a weight in {self.element} has a scale for each block. Use channel.")
+            raise UsageError(f"weight_scales: a weight in {self.element} has a scale for each block. Use 'channel'.")
 
     def measured(self, count: int) -> int:
         """Returns on how many of `count` calls the SQNR is measured: on all, if `fallback` picks the layers that stay

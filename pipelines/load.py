@@ -288,7 +288,9 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         fact = f"has {len(surplus)} weights that the model lacks ({', '.join(surplus[:5])})"
         raise MisfitError(f"{folder}: {fact}. Check the files.")
     if surplus:
-        log.warning("%s: ignores %d weights that the model lacks (%s).", folder, len(surplus), ", ".join(surplus[:5]))
+        log.warning(
+            "%s: %d weights that the model lacks are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5])
+        )
     return module.eval()
 
 

@@ -63,7 +63,7 @@ def fuse_loras(pipe: Any, loras: Sequence[Lora]) -> None:
     """
     for lora in loras:
         if not hasattr(pipe, "load_lora_weights"):
-            raise UsageError(f"LoRA {lora}: {type(pipe).__name__} takes none. Remove --lora.")
+            raise UsageError(f"LoRA {lora}: {type(pipe).__name__} takes no LoRA. Remove --lora.")
         with _ignored_tensors() as ignored:
             try:
                 pipe.load_lora_weights(str(lora.file.parent), weight_name=lora.file.name, adapter_name="octavo")

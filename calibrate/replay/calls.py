@@ -154,7 +154,7 @@ def _uncompiled() -> AbstractContextManager[Any]:
 def check_caches(model: nn.Module) -> None:
     """Raises MisfitError if a diffusers cache is on, which skips blocks so that their layers receive no data."""
     if getattr(model, "is_cache_enabled", False):
-        raise MisfitError(f"{type(model).__name__}: its cache skips some of its blocks. Call its disable_cache().")
+        raise MisfitError(f"{type(model).__name__}: the model's cache skips blocks. Call disable_cache() of the model.")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:

@@ -101,7 +101,7 @@ def read_capture(directory: Path) -> dict[str, Any]:
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():
         fact = "not a capture (no capture.json)" if directory.is_dir() else "no such capture"
-        raise FileError(f"{directory}: {fact}. Make one with octavo capture.")
+        raise FileError(f"{directory}: {fact}. Make a capture with octavo capture.")
     body = read_sealed(path, "Capture again into another directory.").body
     schema = body.get("schema") if isinstance(body, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:

@@ -136,7 +136,7 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
     try:
         digests = dict(read_sealed(path, remedy).body["units"])
     except MALFORMED as exc:
-        raise damage(path, f"not the list of a capture's units ({exc})", remedy) from exc
+        raise damage(path, f"holds no list of the capture's units ({exc})", remedy) from exc
     for name in names.values():
         if name not in digests:
             raise damage(directory / UNITS / name, "not listed in complete.json", remedy_for(directory, name))
@@ -216,17 +216,17 @@ class _Source:
         places = [self._find(key) for key in keys]
         split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # dimensions that rows do not have
         if any(blob.shape != tuple(shape[split:]) for _, blob in places) or math.prod(shape[:split]) != len(keys):
-            raise ValueError("its data do not fit the shape of a tensor")
+            raise ValueError("the data of a tensor do not fit the tensor's shape")
         tensor = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[name]))
         rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
         for key, row, (part, blob) in zip(keys, rows, places, strict=True):
             if blob.dtype != TORCH_NAMES[name]:
-                raise ValueError("it gives a tensor another dtype than the data file does")
+                raise ValueError("a tensor has another dtype than in the data file")
             self._read(key, part, blob, memory_of(row))
         if not order:
             return tensor
         if sorted(order[0]) != list(range(len(shape))):
-            raise ValueError("it has a tensor with an invalid order of dimensions")
+            raise ValueError("a tensor has an invalid order of dimensions")
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:

@@ -25,7 +25,7 @@ def check_form(output_type: str, vae: Any) -> None:
     if output_type == "latent":
         return
     if vae is None:
-        raise UsageError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.")
+        raise UsageError("vae: the pipeline has no VAE. Load it with vae=, or ask for output_type='latent'.")
     if vae.config.latent_channels != len(LATENT_SHIFT):
         channels = vae.config.latent_channels
         raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the VAE that belongs to the model.")

@@ -99,9 +99,8 @@ def _tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> Iterator[tuple
                 if name not in expected:
                     raise MisfitError(f"{path}: tensor {name} has no place in the model. Check config.json.")
                 if shape != expected[name]:
-                    raise MisfitError(
-                        f"{path}: tensor {name} has shape {shape}, the model {expected[name]}. Check config.json."
-                    )
+                    fact = f"tensor {name} has shape {shape}, but the model needs {expected[name]}"
+                    raise MisfitError(f"{path}: {fact}. Check config.json.")
                 yield name, file.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise FileError(f"{path}: it cannot be read ({error}). Download it again.") from None

@@ -73,7 +73,7 @@ def frame_count(frames: int | str) -> int:
         count = 0
     if count < 1:
         names = ", ".join(DURATIONS)
-        raise UsageError(f"frames: {frames!r} is no duration. Give a whole number from 1, or one of {names}.")
+        raise UsageError(f"frames: {frames!r} is no duration. Give a number of frames from 1, or one of {names}.")
     return count
 
 

@@ -34,7 +34,7 @@ def attention_tensors(
     for module, row in rows.items():
         if row.type not in ASCEND:
             raise UsageError(
-                f"format ascend: {module} has attention of the type {row.type}. Use {' or '.join(ASCEND)}."
+                f"format ascend: attention of {module} is quantized as {row.type}. Give the type {' or '.join(ASCEND)}."
             )
         rotation = rotation_of(row.width) if row.rotated else torch.eye(row.width, device="cpu")
         description[f"{module}.{QUANT_TYPE}"] = row.type

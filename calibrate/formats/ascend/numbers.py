@@ -108,7 +108,7 @@ def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
         layer = _ranged(reader, layer)
         if multiplier is not None and multiplier.dtype != layer.dtype:
             raise reader.fault(
-                MUL_SCALE, f"is torch.{multiplier.dtype}, but has to be torch.{layer.dtype}, as input_scale"
+                MUL_SCALE, f"is torch.{multiplier.dtype}, but has to be torch.{layer.dtype}, the dtype of input_scale"
             )
     elif scheme == DYNAMIC:
         _check_accumulator(reader, "weight", np.zeros(1, np.int32), weight, 127)
@@ -125,7 +125,7 @@ def _with_blocks(reader: LayerReader) -> LayerNumbers:
     outputs, inputs = weight.shape
     scale = reader.read("weight_scale", ("uint8",), (outputs, inputs // BLOCK))
     if int(scale.max()) > _LARGEST_BYTE:
-        raise reader.fault("weight_scale", f"holds {scale.max()}, which stands for no number")
+        raise reader.fault("weight_scale", f"holds {scale.max()}, but the largest valid number is {_LARGEST_BYTE}")
     bias, multiplier = _bias(reader, outputs), _multiplier(reader, inputs)
     dtypes = [floats.dtype for floats in (multiplier, bias) if floats is not None]
     dtype = reader.checkpoint.float_dtype or (dtypes[0] if dtypes else "float32")

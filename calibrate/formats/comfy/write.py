@@ -103,7 +103,9 @@ def native_tensors(
             tensors |= {f"{owner}.{key}": value for key, value in _code_tensors(integers, rows).items()}
             continue
         if leaf == "weight" and integers:
-            _log.warning("%s is written in float: its layers differ in rotation or scale, or some are float", owner)
+            _log.warning(
+                "%s is written in float: the layers joined in it differ in rotation or scale, or some are float", owner
+            )
         tensors[native] = _joined([_float(native, part) for part in parts], rows)
     return tensors, markers
 

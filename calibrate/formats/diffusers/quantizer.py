@@ -84,7 +84,7 @@ class OctavoQuantizer(DiffusersQuantizer):
         them to disk."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UsageError(
-                "device_map: integer layers cannot be offloaded to disk. Replace 'disk' in it by a device or 'cpu'."
+                "device_map: integer layers cannot be offloaded to disk. Use a device or 'cpu' in place of 'disk'."
             )
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:

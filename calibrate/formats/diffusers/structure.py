@@ -89,7 +89,7 @@ class Structure:
             fact = f"has an unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
             raise FileError(f"{where}: {fact}. Calibrate again.")
         if wrong := {kind.rotation for kind in kinds.values()} - {0, *ROTATIONS}:
-            raise FileError(f"{where}: has an unknown rotation, of {min(wrong)} channels. Calibrate again.")
+            raise FileError(f"{where}: rotates groups of {min(wrong)} channels, which Octavo cannot. Calibrate again.")
         return structure
 
     def as_dict(self) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def _scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
     check_linears("modelopt", layers, ALGOS, "Use --element fp8 with --activations static or dynamic.")
     schemes = sorted({layer.scheme for layer in layers.values()})
     if len(schemes) > 1:
-        raise UsageError(f"format modelopt: layers have the schemes {' and '.join(schemes)}. Use only one.")
+        raise UsageError(
+            f"format modelopt: layers have the schemes {' and '.join(schemes)}. Calibrate with one of them."
+        )
     scheme = schemes[0] if schemes else FP8_STATIC
     for name, layer in layers.items():
         if scheme == FP8_STATIC and not bool((layer.weight_scale == layer.weight_scale[0]).all()):

@@ -96,4 +96,4 @@ def write_all(
 def _check_example(example: Any, what: str) -> None:
     check_extra(what)
     if example is None:
-        raise UsageError(f"{what}: there is no call of the model to trace it with. Give calib_data or input_shape.")
+        raise UsageError(f"{what}: there is no input to trace the model with. Give calib_data or input_shape.")

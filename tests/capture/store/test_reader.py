@@ -96,8 +96,8 @@ def test_other_tools_can_read_the_data(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
-    assert refused_read(tmp_path) == ": not a capture (no capture.json). Make one with octavo capture."
-    assert refused_read(tmp_path / "no") == ": no such capture. Make one with octavo capture."
+    assert refused_read(tmp_path) == ": not a capture (no capture.json). Make a capture with octavo capture."
+    assert refused_read(tmp_path / "no") == ": no such capture. Make a capture with octavo capture."
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:

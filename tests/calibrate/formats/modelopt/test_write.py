@@ -214,7 +214,7 @@ def test_what_the_consumers_cannot_hold_is_refused_in_one_line(tmp_path):
     module = model.get_submodule(name)
     refusal(model, fp8_layer(module, STATIC, per_tensor=False), name, "Use --weight-scales tensor, or")
     both = {name: fp8_layer(module, STATIC), f"{ATTENTION}.to_k": fp8_layer(module, DYNAMIC)}
-    refused(lambda: export(Result(Plan(()), both, {}), model, tmp_path / "out", ("modelopt",)), 2, "Use only one")
+    refused(lambda: export(Result(Plan(()), both, {}), model, tmp_path / "out", ("modelopt",)), 2, "with one of them")
     refused(lambda: check_model(("modelopt",), hard()), 2, "none would compute in FP8. Use --format diffusers, or")
     assert weight_scales_for(("modelopt",), STATIC, None) == "tensor"
     assert weight_scales_for(("modelopt",), DYNAMIC, None) == "channel"
