@@ -22,6 +22,8 @@ from tests.zoo.random_sd3 import Call
 
 from .runtime_memory import memory_of
 
+# the operators that would be left out if modulation, gate and residual were part of the layers' kernels
+SMALL = ("aten::add", "aten::mul", "aten::copy_", "aten::cat", "aten::native_layer_norm")
 TEXT = 333  # text tokens of Stable Diffusion 3: 77 of CLIP and 256 of T5
 
 
@@ -82,6 +84,20 @@ def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def print_profile(model: nn.Module, tokens: int, text: int) -> None:
+    """Prints the slowest operators of a call of the int8 model, and the share of the call's processor time that the
+    small operators between its layers take."""
+    kwargs = call_of(tokens, torch.bfloat16, text).kwargs
+    start = time.process_time()
+    with torch.inference_mode(), torch.profiler.profile() as profile:
+        model(**kwargs)
+    seconds = time.process_time() - start
+    operators = profile.key_averages()
+    print(operators.table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+    small = sum(entry.self_cpu_time_total for entry in operators if entry.key in SMALL) / 1e6
+    print(f"small operators: {small * 1000:.0f} of {seconds * 1000:.0f} ms of processor time ({small / seconds:.1%})")
+
+
 def print_memory(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int) -> None:
     """Prints the memory and the load time of each model, and the memory ratios of int8 to bfloat16."""
     print("| model | file | load | peak of a call | above the libraries' |\n|---|---|---|---|---|")
@@ -121,9 +137,7 @@ def main() -> None:
         ratios = " | ".join(f"{medians[name] / list(medians.values())[-1]:.2f} x" for name in ("float32", "bfloat16"))
         print(f"| {tokens} | {cells} | {ratios} |", flush=True)
         if options.profile:
-            with torch.inference_mode(), torch.profiler.profile() as profile:
-                models["int8"][0](**call_of(tokens, torch.bfloat16, options.text).kwargs)
-            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+            print_profile(models["int8"][0], tokens, options.text)
 
 
 if __name__ == "__main__":

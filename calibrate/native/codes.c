@@ -14,15 +14,36 @@ INLINE ints codes(floats x, float scale, int zero_point) {
     return V(min_epi32)(V(max_epi32)(code, V(set1_epi32)(0)), V(set1_epi32)(255));
 }
 
-/* Computes q = codes(x) for `count` numbers of `type`. */
-void OF(quantize)(const void *x, int type, uint8_t *q, int64_t count, float scale, int zero_point, int threads) {
-    const int64_t whole = count / LANES * LANES;
-#pragma omp parallel for num_threads(threads) if (count > 1 << 15)
-    for (int64_t i = 0; i < whole; i += LANES) write_bytes(q + i, codes(read_lanes(x, type, i), scale, zero_point));
-    if (whole == count) return;
-    float last[LANES] = {0};
+/* Computes q = codes(x) for `count` numbers of `type`, each multiplied by its factor first if `factors` is not NULL. */
+INLINE void quantize_part(const void *x, int type, uint8_t *q, const float *factors, int64_t count, float scale,
+                          int zero_point) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        floats lanes = read_lanes(x, type, i);
+        if (factors) lanes = rounded_to(V(mul_ps)(lanes, V(loadu_ps)(factors + i)), type);
+        write_bytes(q + i, codes(lanes, scale, zero_point));
+    }
+    if (i == count) return;
+    float last[LANES] = {0}, multiply[LANES] = {0};
     uint8_t bytes[LANES];
-    read_row(last, (const char *)x + whole * bytes_of(type), type, count - whole);
-    write_bytes(bytes, codes(V(loadu_ps)(last), scale, zero_point));
-    memcpy(q + whole, bytes, count - whole);
+    read_row(last, (const char *)x + i * bytes_of(type), type, count - i);
+    floats lanes = V(loadu_ps)(last);
+    if (factors) {
+        memcpy(multiply, factors + i, (count - i) * sizeof *factors);
+        lanes = rounded_to(V(mul_ps)(lanes, V(loadu_ps)(multiply)), type);
+    }
+    write_bytes(bytes, codes(lanes, scale, zero_point));
+    memcpy(q + i, bytes, count - i);
+}
+
+/* Computes q = codes(x) for `rows` rows of `columns` numbers of `type`. If `factors` is not NULL, column i of x is first
+   multiplied by factors[i], and the product is rounded to `type`. */
+void OF(quantize)(const void *x, int type, uint8_t *q, const float *factors, int64_t rows, int64_t columns, float scale,
+                  int zero_point, int threads) {
+    int64_t part = factors ? columns : 1 << 13, count = rows * columns; /* numbers that are quantized together */
+#pragma omp parallel for num_threads(threads) if (count > 1 << 15)
+    for (int64_t start = 0; start < count; start += part) {
+        const void *from = (const char *)x + start * bytes_of(type);
+        quantize_part(from, type, q + start, factors, least(part, count - start), scale, zero_point);
+    }
 }

@@ -134,7 +134,8 @@ class Kernels:
         self._linear = getattr(library, f"linear_{target}")
         self._quantize = getattr(library, f"quantize_{target}")
         self._quantize.argtypes = (
-            ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_int
+            ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+            ctypes.c_float, ctypes.c_int, ctypes.c_int,
         )  # fmt: skip
         self._rotate = getattr(library, f"rotate_{target}")
         self._rotate.argtypes = (
@@ -189,12 +190,18 @@ class Kernels:
         if not self._add_sums(ctypes.byref(call), torch.get_num_threads()):
             raise MemoryError("sums for a rounding method")
 
-    def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` is
-        float32, bfloat16 or float16, and `out` is uint8."""
+    def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int, factors: Tensor | None = None) -> None:
+        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). If `factors` (columns,) is not None, x
+        (..., columns) is first multiplied by `factors` in the dtype of `x`. `x` is float32, bfloat16 or float16, and
+        `out` is uint8; both are contiguous."""
+        count = x.numel()
+        columns = count if factors is None else x.shape[-1]
+        if factors is not None:
+            factors = factors.to(x.dtype).float().contiguous()
         self._quantize(
-            x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
-        )
+            x.data_ptr(), TYPES[x.dtype], out.data_ptr(), None if factors is None else factors.data_ptr(),
+            count // columns, columns, scale, zero_point, torch.get_num_threads(),
+        )  # fmt: skip
 
     def rotate(self, x: Tensor, size: int) -> Tensor:
         """Returns `x` (..., channels) with each group of `size` channels rotated by `transforms.Rotate`: 16, 64 or 256,

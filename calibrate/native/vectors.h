@@ -127,6 +127,14 @@ INLINE void write_lanes(void *to, int type, long i, floats x) {
     }
 }
 
+/* Returns x rounded to `type`, as float32. */
+INLINE floats rounded_to(floats x, int type) {
+    if (type == FLOAT32) return x;
+    uint16_t rounded[LANES];
+    write_lanes(rounded, type, 0, x);
+    return read_lanes(rounded, type, 0);
+}
+
 INLINE long bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 
 /* Reads a row of n numbers of `type` as float32. */

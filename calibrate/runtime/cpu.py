@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..layers.products import dynamic_codes, sums_in_int32
 from ..layers.scheme import QParams, codes, divided
+from ..layers.transforms import Multiply
 from ..native import kernels
 from . import reference
 from .choice import by_float32, linear_in_float32
@@ -97,8 +98,8 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
     rows, library = x.reshape(-1, x.shape[-1]), kernels.kernels_for(x)
     q = torch.empty(rows.shape, dtype=torch.uint8)
     scale, zero_point, transform = layer.quantization(index)
-    if transform is None and library is not None:
-        library.quantize(rows.contiguous(), q, scale, zero_point)
+    if library is not None and (transform is None or isinstance(transform, Multiply)):
+        library.quantize(rows.contiguous(), q, scale, zero_point, transform and transform.factors)
         return q
     for out, piece in _pieces(q, rows):
         _quantize(out, layer.transformed(piece, -1), layer.qparams(index))

@@ -118,6 +118,16 @@ def wanted(x, scale, zero_point):
     return (codes(x, qparams, ACTIVATION) + 128).to(torch.uint8)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(TARGETS), st.sampled_from(list(kernels.TYPES)), st.integers(1, 9), st.integers(1, 70))
+def test_an_input_is_multiplied_by_the_factors_of_its_channels_as_torch_does(name, dtype, rows, columns):
+    torch.manual_seed(rows * columns)
+    x, factors = (10 * torch.randn(rows, columns)).to(dtype), torch.rand(columns) + 0.01
+    q = torch.full(x.shape, 77, dtype=torch.uint8)
+    kernels.targets()[name].quantize(x, q, 0.05, -3, factors)
+    assert torch.equal(q, wanted(x * factors.to(dtype), 0.05, -3))
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.0078125, 3e-5, 1e30])
 @pytest.mark.parametrize("zero_point", [-128, -127, 0, 127])
 def test_all_numbers_of_bfloat16_become_the_codes_of_the_formula(target, scale, zero_point):
