@@ -87,7 +87,8 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
     if outputs["pixel_values"].ndim != 4 or outputs["pixel_values"].shape[1] != channels:
         shape = " x ".join(map(str, outputs["pixel_values"].shape[1:]))
         raise FileError(
-            f"{path}: {kind} makes pictures of {shape}, but the model takes {channels} channels. Correct the file."
+            f"{path}: the image processor {kind} of this file returns tensors of {shape}, "
+            f"but the model takes {channels} channels. Correct the file."
         )
     return Preprocessing(channels, processor=processor)
 

@@ -191,4 +191,4 @@ def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
                 notes.append(f"{path}: {chosen[0]!r} holds the prompts; {', '.join(map(repr, others))} is not read.")
             return chosen[0]
     remedy = f"Name the column prompt, or write {LINES}"
-    raise FileError(f"{path}: no column of prompts among {known}. {remedy}.")
+    raise FileError(f"{path}: its columns are {known}, and none has the prompts. {remedy}.")

@@ -184,7 +184,7 @@ class UnitWriter:
         """
         if not self._records:
             fact = "has no calls, because none ran or all were skipped"
-            raise MisfitError(f"unit {self._head['index']}: {fact}. Use another --dtype or --keep.")
+            raise MisfitError(f"unit {self._head['index']}: {fact}. Change --dtype or --keep.")
         self._flush(keep_last=False)
         body = self._head | {
             "raw_bytes": self.raw_bytes,

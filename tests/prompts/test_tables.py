@@ -70,7 +70,7 @@ def test_repeated_entries_and_blank_cells(tmp_path):
 
 REFUSED = {
     "ragged.csv": ("Prompt,Category\na red cube, shiny,Colors\n", "line 2: has 3 cells, but the header has 2"),
-    "headless.csv": ("a red cube\na fox\n", "no column of prompts among 'a red cube'. Name the column prompt"),
+    "headless.csv": ("a red cube\na fox\n", "none has the prompts. Name the column prompt"),
     "header.csv": ("Prompt,Category\n", "holds no prompts"),
     "two.csv": ("text,caption\na,b\n", "'text' and 'caption' may hold the prompts. Rename the right one to prompt"),
     "same.csv": ("Prompt,prompt\na,b\n", "'Prompt' and 'prompt' may hold"),
@@ -80,7 +80,7 @@ REFUSED = {
     "deep.json": ("[" * 100_000, "nested too deep"),
     "number.json": ("3", "neither a list nor an object"),
     "one.json": ('{"prompt": "a"}', "'prompt' is no list"),
-    "named.json": ('{"a": "x", "b": "y"}', "no column of prompts among 'a', 'b'"),
+    "named.json": ('{"a": "x", "b": "y"}', "its columns are 'a', 'b', and none has the prompts"),
     "null.json": ('[{"prompt": null}]', "entry 1: the prompt is null"),
     "missing.json": ('[{"prompt": "a"}, {"promt": "b"}]', "entry 2: has no 'prompt'"),
     "surrogate.json": (r'["\ud800"]', "entry 1: half a character U+D800"),
