@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
 from .attention.choice import attention_section
-from .attention.measure import attention_errors
+from .attention.measure import AttentionRow, attention_errors
 from .choice import Choice
 from .layers.install import install, quantized
 from .layers.modules import QuantizedLayer
@@ -89,11 +88,10 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
-    attention: dict[str, Any] = {}
+    rows, attention = list[AttentionRow](), dict[str, Any]()
     if settings.attention != "off":
         with work.watch.stage("attention"):
-            rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
-            attention = {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
+            rows, attention = _attention(model, part, work.ranks)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -115,12 +113,29 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     held_out = seen.current.held_out_count(part.positions)
     guarded = part.selection.guarded
     findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
-    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve} | attention
+    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
+    report |= {"attention": attention} if attention else {}
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+    return Result(
+        plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters,
+        attention=rows if settings.attention == "write" else (),
+    )  # fmt: skip
+
+
+def _attention(model: nn.Module, part: Part, ranks: Ranks) -> tuple[list[AttentionRow], dict[str, Any]]:
+    """Measures the error of quantized attention of the float `model`; returns the errors, and the entry `attention` of
+    the report. The calls are evenly spaced among the held-out measured calls, or among all if none is held out."""
+    training = set(part.selection.observations.current.training)
+    held_out = [index for index, position in enumerate(part.positions) if position not in training]
+    among = held_out or list(range(len(part.positions)))
+    count = min(len(among), _ATTENTION_CALLS)
+    picked = {among[(2 * index + 1) * len(among) // (2 * count)] for index in range(count)}
+    calls = (call for index, call in enumerate(part.measured()) if index in picked)
+    rows = attention_errors(model, calls, ranks=ranks)
+    return rows, attention_section(rows, count, held_out=count if held_out else 0)
 
 
 def _released(

@@ -15,6 +15,7 @@ from ..layers.schemes import NAMES, ROTATIONS, Instead
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
 from . import TABLE, format_named
+from .attention import with_attention, written_rows
 from .diffusers.write import SHARD
 from .manifest import write_manifests
 from .origin import origin_of
@@ -47,6 +48,7 @@ def export(
     """
     check_formats(formats)
     _check_model_and_parameters(model, result, formats)
+    result = with_attention(result, model, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     check_space(directory, least_size(model, result.layers, len(formats)))
@@ -57,7 +59,9 @@ def export(
             folder = staged / folder_for(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            format_named(name).write(result.layers, model, folder, modes, deployment)
+            record = format_named(name)
+            rows = written_rows(record, model, result.attention)
+            record.write(result.layers, model, folder, modes, deployment._replace(attention=rows))
         _write_beside(staged, {REPORT_FILE: report_bytes(result.report), **(files or {})}, modes)
         write_manifests(staged, modes, origin or origin_of(model))
 

@@ -11,6 +11,7 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.attention import with_attention
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -111,6 +112,7 @@ def _calibrate_whole(
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))
+    result = with_attention(result, model, formats_of(options))
     if ranks.rank == 0:
         write(result, model, options, origin)
     return result

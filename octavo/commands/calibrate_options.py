@@ -98,7 +98,7 @@ class CalibrateOptions:
         default="off", heading=INPUTS, type=click.Choice(ROTATION),
     )  # fmt: skip
     attention: str = option(
-        "Report the error that attention would have if query, key and value were quantized.",
+        "Report the error of attention with quantized query, key and value; or write it where small.",
         default="off", heading=INPUTS, type=click.Choice(ATTENTION),
     )  # fmt: skip
     weights: tuple[str, ...] = several(
@@ -185,9 +185,11 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     are.
 
     Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers of the
-    scheme that --element and --activations stand for, or with inputs rotated as --rotation says.
+    scheme that --element and --activations stand for, or with inputs rotated as --rotation says, or cannot ask for
+    quantized attention as --attention says.
     """
     from octavo.calibrate.formats import format_named
+    from octavo.calibrate.formats.attention import check_attention
     from octavo.calibrate.formats.export import (
         check_rotation,
         check_scheme,
@@ -210,6 +212,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
     check_rotation(formats, settings.rotation, settings.scheme)
+    check_attention(formats, settings.attention)
     settings = replace(
         settings, weight_scales=weight_scales_for(formats, settings.scheme, options.weight_scales),
         multipliers=multiplying(formats, settings.scheme), mixable=mixable(formats),
@@ -253,11 +256,13 @@ def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Mod
     """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
     --format cannot hold; and by the layers whose weights share a scale in a format. Raises UsageError if a format
     cannot hold the denoiser."""
+    from octavo.calibrate.formats.attention import check_attention
     from octavo.calibrate.formats.export import check_model, joined, kept_float
     from octavo.calibrate.part import planned
 
     formats = formats_of(options)
     check_model(formats, model, options.dtype)
+    check_attention(formats, settings.attention, model)
     settings = settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
     if settings.weight_scales != "tensor":
         return settings

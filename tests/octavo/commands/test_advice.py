@@ -25,6 +25,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.attention.measure": (CALIBRATE,),
     "octavo.calibrate.blockwise.blocks": (CALIBRATE,),
     "octavo.calibrate.blockwise.calibration": (CALIBRATE,),
+    "octavo.calibrate.formats.attention": (CALIBRATE,),
     "octavo.calibrate.formats.diffusers.write": (CALIBRATE,),
     "octavo.calibrate.formats.export": BOTH,
     "octavo.calibrate.formats.inspect": BOTH,
