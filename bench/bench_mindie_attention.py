@@ -6,16 +6,18 @@
 A small SD3 is written in the format `ascend` with quantized attention of each type, with and without a rotation.
 MindIE-SD's loader reads it and sets `fa_quant` of each attention module, whose rotations are compared with those that
 were written. Then `fa_quant` and Octavo compute the attention of random numbers; the table has the SQNR of the former
-with respect to the latter. MindIE-SD's code runs unchanged, but on operators that follow Ascend's documentation
-(tests/helpers/npu_mx_standin.py, and those below): the codes are Ascend's as documented, while the softmax and the
-products are in float32, because how the fused kernel rounds them is not documented.
+with respect to the latter. Rounding the output to bfloat16 costs 55 dB.
+
+MindIE-SD's code runs unchanged, but on operators that follow Ascend's documentation (tests/helpers/npu_mx_standin.py,
+and those below): the codes are those that Ascend documents, while the softmax and the products are in float32, because
+how the fused kernel rounds them is not documented.
 """
 
 import argparse
 import copy
+import itertools
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +28,7 @@ from torch import Tensor
 from octavo.calibrate.attention.inputs import Inputs, attended
 from octavo.calibrate.attention.kinds import KINDS
 from octavo.calibrate.attention.measure import AttentionRow
-from octavo.calibrate.attention.names import ASCEND, FP8
+from octavo.calibrate.attention.names import ASCEND
 from octavo.calibrate.attention.rotations import HADAMARD, NONE, rotation_of
 from octavo.calibrate.formats.ascend.names import ROTATIONS, file_names
 from octavo.calibrate.formats.ascend.write import write_ascend
@@ -94,9 +96,7 @@ def print_rows(package: ModuleType, type: str, rotated: bool) -> None:
             folder = Path(place, "w8a8")
             folder.mkdir(0o750)
             write_ascend(result.layers, model, folder, Modes(), attention=dict.fromkeys(names, row))
-            theirs = package.quantize(
-                copy.deepcopy(model), str(folder / file_names("W8A8_DYNAMIC")[1]), dtype=DTYPE
-            )
+            theirs = package.quantize(copy.deepcopy(model), str(folder / file_names("W8A8_DYNAMIC")[1]), dtype=DTYPE)
         rotation = rotation_of(shape[-1]).to(DTYPE) if rotated else torch.eye(shape[-1], dtype=DTYPE)
         modules = [theirs.get_submodule(name).fa_quant for name in names]
         same = all(torch.equal(getattr(module, word), rotation) for module in modules for word in ROTATIONS)
@@ -113,11 +113,9 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     package = mindie(parser.parse_args().directory)
     print("| type | rotated | shape | modules with fa_quant | rotations | SQNR |\n|---|---|---|---|---|---|")
-    show = partial(print_rows, package)
-    for type in ASCEND:
-        put_operators(package)
-        for rotated in (False, True):
-            show(type, rotated)
+    put_operators(package)
+    for type, rotated in itertools.product(ASCEND, (False, True)):
+        print_rows(package, type, rotated)
 
 
 if __name__ == "__main__":

@@ -88,10 +88,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
-    rows, attention = list[AttentionRow](), dict[str, Any]()
-    if settings.attention != "off":
-        with work.watch.stage("attention"):
-            rows, attention = _attention(model, part, work.ranks)
+    rows, attention = _attention(model, part, settings, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -113,29 +110,32 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     held_out = seen.current.held_out_count(part.positions)
     guarded = part.selection.guarded
     findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
-    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
-    report |= {"attention": attention} if attention else {}
+    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve} | attention
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(
-        plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters,
-        attention=rows if settings.attention == "write" else (),
-    )  # fmt: skip
+    result = Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+    return replace(result, attention=rows) if settings.attention == "write" else result
 
 
-def _attention(model: nn.Module, part: Part, ranks: Ranks) -> tuple[list[AttentionRow], dict[str, Any]]:
-    """Measures the error of quantized attention of the float `model`; returns the errors, and the entry `attention` of
-    the report. The calls are evenly spaced among the held-out measured calls, or among all if none is held out."""
+def _attention(
+    model: nn.Module, part: Part, settings: Settings, work: Work
+) -> tuple[Sequence[AttentionRow], dict[str, Any]]:
+    """Measures the error of quantized attention of the float `model`; returns the errors, and a dict with the entry
+    `attention` of the report. Both are empty if `settings` do not ask for it. The calls are evenly spaced among the
+    held-out measured calls, or among all if none is held out."""
+    if settings.attention == "off":
+        return (), {}
     training = set(part.selection.observations.current.training)
     held_out = [index for index, position in enumerate(part.positions) if position not in training]
     among = held_out or list(range(len(part.positions)))
     count = min(len(among), _ATTENTION_CALLS)
     picked = {among[(2 * index + 1) * len(among) // (2 * count)] for index in range(count)}
-    calls = (call for index, call in enumerate(part.measured()) if index in picked)
-    rows = attention_errors(model, calls, ranks=ranks)
-    return rows, attention_section(rows, count, held_out=count if held_out else 0)
+    with work.watch.stage("attention"):
+        calls = (call for index, call in enumerate(part.measured()) if index in picked)
+        rows = attention_errors(model, calls, ranks=work.ranks)
+    return rows, {"attention": attention_section(rows, count, held_out=count if held_out else 0)}
 
 
 def _released(

@@ -47,7 +47,7 @@ class Settings:
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
-    attention: str = "off"  # a word of ATTENTION: whether the error of quantized attention is reported, and types written
+    attention: str = "off"  # a word of ATTENTION: whether errors of quantized attention are reported, and types written
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
     mixable: tuple[str, ...] | None = None  # schemes that layers may have beside each other; None: all

@@ -44,7 +44,7 @@ class Deployment(NamedTuple):
     parameters: "Mapping[str, Callable[[], Tensor]]"
     axes: Mapping[str, int]
     shard: int
-    attention: "Mapping[str, AttentionRow]" = {}
+    attention: "Mapping[str, AttentionRow]"
 
 
 class Writer(Protocol):

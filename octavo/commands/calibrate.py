@@ -11,7 +11,7 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.attention import with_attention
+from octavo.calibrate.formats.attention import check_attention, with_attention
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -73,8 +73,8 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     """Checks the options before any file is read. Raises UsageError for options and formats that only `octavo
-    calibrate-cnn` takes, and for a --max-shard-size that is no size. The first of `ranks` also raises StorageError if
-    OUT cannot be written."""
+    calibrate-cnn` takes, for a --max-shard-size that is no size, and for formats that cannot ask for quantized
+    attention as --attention says. The first of `ranks` also raises StorageError if OUT cannot be written."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Remove it.")
@@ -84,6 +84,7 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
         choices = ", ".join(DENOISER_FORMATS)
         raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose one of {choices}.")
+    check_attention(formats_of(options), options.attention)
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:

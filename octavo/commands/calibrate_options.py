@@ -185,11 +185,9 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     are.
 
     Raises UsageError for options that contradict each other, and if a format of --format cannot hold layers of the
-    scheme that --element and --activations stand for, or with inputs rotated as --rotation says, or cannot ask for
-    quantized attention as --attention says.
+    scheme that --element and --activations stand for, or with inputs rotated as --rotation says.
     """
     from octavo.calibrate.formats import format_named
-    from octavo.calibrate.formats.attention import check_attention
     from octavo.calibrate.formats.export import (
         check_rotation,
         check_scheme,
@@ -212,7 +210,6 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
     check_rotation(formats, settings.rotation, settings.scheme)
-    check_attention(formats, settings.attention)
     settings = replace(
         settings, weight_scales=weight_scales_for(formats, settings.scheme, options.weight_scales),
         multipliers=multiplying(formats, settings.scheme), mixable=mixable(formats),
@@ -255,7 +252,7 @@ def _recipe(options: CalibrateOptions) -> "dict[str, Any]":
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
     """Returns `settings`, extended by more layers of the denoiser `model` that stay float: those that a format of
     --format cannot hold; and by the layers whose weights share a scale in a format. Raises UsageError if a format
-    cannot hold the denoiser."""
+    cannot hold the denoiser, or cannot ask for its attention to be quantized as --attention says."""
     from octavo.calibrate.formats.attention import check_attention
     from octavo.calibrate.formats.export import check_model, joined, kept_float
     from octavo.calibrate.part import planned

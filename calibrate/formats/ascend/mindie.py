@@ -194,7 +194,9 @@ def _attention_fault(checkpoint: Checkpoint, module: str, type: str) -> str | No
         return f"{module}.{QUANT_TYPE} is {type!r}, which MindIE-SD silently ignores"
     query, key = (checkpoint.tensors.get(f"{module}.{name}") for name in ROTATIONS)
     if query is None or key is None:
-        return f"{module}.{ROTATIONS[0] if query is None else ROTATIONS[1]} is missing; MindIE-SD refuses the checkpoint"
+        return (
+            f"{module}.{ROTATIONS[0] if query is None else ROTATIONS[1]} is missing; MindIE-SD refuses the checkpoint"
+        )
     width = query.shape[-1:]
     if query.shape != width * 2 or key.shape != query.shape or not {query.dtype, key.dtype} <= set(FLOATS):
         return f"{module} has the rotations {dtype_and_shape(query)} and {dtype_and_shape(key)}"

@@ -72,7 +72,9 @@ def _attention(content: Content) -> Iterator[Verdict]:
     for name, config in configs.items():
         if config is None or config.get("attention") != COMFY_INT8:
             fact = "is not a JSON object" if config is None else f"asks for {config.get('attention')!r}"
-            yield Verdict(COMFYUI, "attention", False, f"{name}.{ATTENTION} {fact}, which ComfyUI does not take. {_AGAIN}")
+            yield Verdict(
+                COMFYUI, "attention", False, f"{name}.{ATTENTION} {fact}, which ComfyUI does not take. {_AGAIN}"
+            )
             return
     if configs:
         fact = f"{len(configs)} modules in int8, from ComfyUI 0.38 on and where comfy-kitchen has the kernel"

@@ -30,9 +30,7 @@ def write(
     factors were folded into, and the attention modules that are quantized."""
     from .write import write_comfy
 
-    write_comfy(
-        layers, model, directory, modes, parameters=deployment.parameters, attention=list(deployment.attention)
-    )
+    write_comfy(layers, model, directory, modes, parameters=deployment.parameters, attention=list(deployment.attention))
 
 
 def unread(model: "nn.Module", modules: Collection[str]) -> Mapping[str, str]:
@@ -51,8 +49,8 @@ def find(directory: Path) -> Path | None:
 
 def describe(path: Path) -> Description:
     """Describes a file in format `comfy`: its model, the number of its layers in int8, FP8 and MXFP8, the number of its
-    int8 layers for each group size of the rotation, and of its modules with quantized attention. `path` is the path of the file, or of the directory that holds
-    it.
+    int8 layers for each group size of the rotation, and of its modules with quantized attention. `path` is the path of
+    the file, or of the directory that holds it.
 
     Raises FileError for a file that is missing or damaged.
     """

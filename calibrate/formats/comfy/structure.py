@@ -161,8 +161,8 @@ def _renamed(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, M
 
 
 def _marker_at(path: Path, stored: Stored) -> Marker | None:
-    """Reads a marker or a config, a JSON object in bytes, from the tensor `stored` in the file at `path`. Returns None if the
-    tensor holds no JSON object."""
+    """Reads a marker or a config, a JSON object in bytes, from the tensor `stored` in the file at `path`. Returns None
+    if the tensor holds no JSON object."""
     if stored.dtype != "uint8" or stored.bytes > _MARKER_LIMIT:
         return None
     try:

@@ -75,8 +75,8 @@ def test_the_report_says_what_each_module_got_and_what_the_others_have(written):
     assert by_module[CROSS]["worst"] is None
     ascend, comfy = attention_lines(section)
     assert ascend == (
-        "Attention in format ascend: 1 FP8_DYNAMIC, 1 MXFP8_DYNAMIC of 4 modules with at least 40 dB in every head on 3 "
-        "held-out calls; float: 1 with 31.0 to 31.0 dB, 1 because it runs on a batch of 2; is cross-attention."
+        "Attention in format ascend: 1 FP8_DYNAMIC, 1 MXFP8_DYNAMIC of 4 modules with at least 40 dB in every head on "
+        "3 held-out calls; float: 1 with 31.0 to 31.0 dB, 1 because it runs on a batch of 2; is cross-attention."
     )
     assert "2 comfy_kitchen_int8 of 4 modules" in comfy
     assert "2 with 20.0 to 39.9 dB" in comfy
