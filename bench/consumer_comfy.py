@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from octavo.calibrate.formats.comfy.check import COMFYUI, check
 from octavo.calibrate.formats.comfy.names import family_of
-from octavo.calibrate.formats.comfy.structure import FILE, INT8, MARKER, METADATA, Content, rotation_of
+from octavo.calibrate.formats.comfy.structure import ATTENTION, FILE, INT8, MARKER, METADATA, Content, rotation_of
 from octavo.calibrate.formats.comfy.write import write_comfy
 from octavo.calibrate.layers.install import quantized
 from octavo.capture.files import Modes
@@ -207,6 +207,29 @@ def prove(folder: Path, comfyui: Path) -> Iterator[Row]:
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             ok, fact = False, str(error).strip().splitlines()[-1]
         yield Row(name, "computed", ok, fact)
+
+
+def attention(folder: Path, comfyui: Path) -> Iterator[Row]:
+    """Writes the file of a Flux.1 with a config of int8 attention in every attention module, and lets ComfyUI load and
+    compute it on the CPU, where attention stays float. Yields a row, which holds if the output is that of the file
+    without the configs, and if at most the configs are left over, as before ComfyUI 0.38."""
+    torch.manual_seed(0)
+    case = flux()
+    model = randomized(case.model)
+    names = [name for name, _ in model.named_modules() if name.endswith("attn")]
+    results = []
+    for word, modules in (("plain", []), ("attention", names)):
+        place = folder / word
+        place.mkdir(parents=True, exist_ok=True)
+        (place / FILE).unlink(missing_ok=True)
+        write_comfy(integers(model, 64), model, place, Modes(), attention=modules)
+        results.append(computed(case, place / FILE, place, comfyui))
+    (plain, notes), (outputs, more) = results
+    configs = sorted(name for name in load_file(folder / "attention" / FILE) if name.endswith(ATTENTION))
+    left = [note for note in more if note not in notes and not all(name in note for name in configs)]
+    same = torch.equal(plain["output"], outputs["output"])
+    fact = f"{len(configs)} configs, {'left over' if len(more) > len(notes) else 'read'}; output "
+    yield Row("Flux.1, attention", "computed", same and not left, fact + ("unchanged" if same else "changed"))
 
 
 def silent(folder: Path, comfyui: Path) -> Iterator[Row]:

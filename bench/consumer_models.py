@@ -69,7 +69,7 @@ def written(family: str, format_name: str, scheme: str, folder: Path, dtype: tor
     layers = {name: made(model.get_submodule(name)) for name in names[:-2] if name not in kept}
     shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True)
-    deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5)
+    deployment = Deployment(None, None, {}, dict.fromkeys(layers, AXES), 10**5, {})
     record.write(layers, model, folder, Modes(), deployment)
     biases = {name: model.get_submodule(name).bias for name in layers}
     torch.save(

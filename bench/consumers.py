@@ -44,6 +44,7 @@ def _comfy(folder: Path, comfyui: Path | None) -> Iterable[Row]:
     yield from comfy_maps.maps(folder, comfyui)
     yield from consumer_comfy.silent(folder, comfyui)
     yield from consumer_comfy.prove(folder, comfyui)
+    yield from consumer_comfy.attention(folder, comfyui)
     yield from consumer_comfy_fp8.silent(folder, comfyui)
     yield from consumer_comfy_fp8.prove(folder, comfyui)
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
 from .attention.choice import attention_section
-from .attention.measure import attention_errors
+from .attention.measure import AttentionRow, attention_errors
 from .choice import Choice
 from .layers.install import install, quantized
 from .layers.modules import QuantizedLayer
@@ -89,11 +88,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
-    attention: dict[str, Any] = {}
-    if settings.attention != "off":
-        with work.watch.stage("attention"):
-            rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
-            attention = {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
+    rows, attention = _attention(model, part, settings, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -120,7 +115,27 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+    result = Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+    return replace(result, attention=rows) if settings.attention == "write" else result
+
+
+def _attention(
+    model: nn.Module, part: Part, settings: Settings, work: Work
+) -> tuple[Sequence[AttentionRow], dict[str, Any]]:
+    """Measures the error of quantized attention of the float `model`; returns the errors, and a dict with the entry
+    `attention` of the report. Both are empty if `settings` do not ask for it. The calls are evenly spaced among the
+    held-out measured calls, or among all if none is held out."""
+    if settings.attention == "off":
+        return (), {}
+    training = set(part.selection.observations.current.training)
+    held_out = [index for index, position in enumerate(part.positions) if position not in training]
+    among = held_out or list(range(len(part.positions)))
+    count = min(len(among), _ATTENTION_CALLS)
+    picked = {among[(2 * index + 1) * len(among) // (2 * count)] for index in range(count)}
+    with work.watch.stage("attention"):
+        calls = (call for index, call in enumerate(part.measured()) if index in picked)
+        rows = attention_errors(model, calls, ranks=work.ranks)
+    return rows, {"attention": attention_section(rows, count, held_out=count if held_out else 0)}
 
 
 def _released(

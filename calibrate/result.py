@@ -1,11 +1,12 @@
 """The result of a calibration."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from .attention.measure import AttentionRow
 from .layers.modules import QuantizedLayer
 from .plan import Plan
 from .replay.calls import Call
@@ -25,6 +26,8 @@ class Result:
     | axes       | dict from layer name to the number of axes of the layer's input, 0 where calls differ            |
     | parameters | float parameters that smoothing factors were folded into: dict from the name of a parameter to a |
     |            | function that returns its new value                                                              |
+    | attention  | the measured errors of quantized attention, from which its types are chosen; empty if attention  |
+    |            | stays float                                                                                      |
     """
 
     plan: Plan
@@ -34,6 +37,7 @@ class Result:
     example: Call | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
     parameters: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    attention: Sequence[AttentionRow] = ()
 
     @property
     def warnings(self) -> list[str]:

@@ -20,7 +20,7 @@ from .smoothing.fold import FoldGroup, Unfolded, fixed_scales
 
 # the words of `Settings.rotation`, with the numbers of channels in a group that are tried; the first is preferred
 ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in ROTATIONS}}
-ATTENTION = ("off", "report")
+ATTENTION = ("off", "report", "write")
 WHOLE_NUMBER_METHODS = ("admm", "adaround")  # rounding methods whose codes are whole numbers
 
 
@@ -47,7 +47,7 @@ class Settings:
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
-    attention: str = "off"  # "report": the error that quantized attention would have goes into the report
+    attention: str = "off"  # a word of ATTENTION: whether errors of quantized attention are reported, and types written
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
     mixable: tuple[str, ...] | None = None  # schemes that layers may have beside each other; None: all

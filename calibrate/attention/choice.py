@@ -1,10 +1,13 @@
 """Chooses the type of attention of each module under a bound, and makes the part of report.json on attention."""
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .measure import AttentionRow
 from .names import ATTENTION_TYPES, BOUND
+
+BELOW = "below the bound"  # reason of modules that stay float for their error
 
 
 def chosen_rows(
@@ -36,22 +39,29 @@ def _least(row: AttentionRow) -> float:
 
 
 def attention_section(
-    rows: Sequence[AttentionRow], calls: int, bound: float = BOUND, types: Sequence[str] = ATTENTION_TYPES
+    rows: Sequence[AttentionRow],
+    calls: int,
+    bound: float = BOUND,
+    types: Sequence[str] = ATTENTION_TYPES,
+    *,
+    held_out: int = 0,
 ) -> dict[str, Any]:
     """Returns the entry `attention` of report.json.
 
-    | key   | content                                                                                              |
-    |-------|------------------------------------------------------------------------------------------------------|
-    | bound | the least SQNR of the worst head, in dB, of an attention that is quantized                           |
-    | calls | the number of calls measured                                                                         |
-    | types | dict from module to the type that reaches the bound; modules without one are left out                |
-    | rows  | for each module, type and rotation: module, type, rotation, width (channels of a head), heads (SQNR  |
-    |       | in dB of each head, null: no error), worst (the lowest SQNR), worst_head (its position), refusal     |
-    |       | (why the consumer does not compute it so, or null)                                                   |
+    | key      | content                                                                                           |
+    |----------|---------------------------------------------------------------------------------------------------|
+    | bound    | the least SQNR of the worst head, in dB, of an attention that is quantized                        |
+    | calls    | the number of calls measured                                                                      |
+    | held_out | the number of these calls that are held out from the choice of the other numbers                  |
+    | types    | dict from module to the type that reaches the bound; modules without one are left out             |
+    | rows     | for each module, type and rotation: module, type, rotation, width (channels of a head), heads     |
+    |          | (SQNR in dB of each head, null: no error), worst (the lowest SQNR), worst_head (its position),    |
+    |          | refusal (why the consumer does not compute it so, or null)                                        |
     """
     return {
         "bound": bound,
         "calls": calls,
+        "held_out": held_out,
         "types": attention_types(rows, bound, types),
         "rows": [
             {
@@ -67,3 +77,33 @@ def attention_section(
             for row in rows
         ],
     }
+
+
+def attention_lines(section: Mapping[str, Any]) -> list[str]:
+    """Returns a line for each format in which types of attention are written: how many modules have which type, and
+    what the others have. `section` is the entry `attention` of report.json."""
+    return [_line(name, entries, section) for name, entries in section.get("written", {}).items()]
+
+
+def _line(name: str, entries: Sequence[Mapping[str, Any]], section: Mapping[str, Any]) -> str:
+    """Returns the line for the format `name`. Modules that stay float for the same reason are counted together; those
+    below the bound with their lowest and highest SQNR."""
+    mixed = counted(entry["type"] for entry in entries if entry["type"])
+    text = f"Attention in format {name}: {mixed} of {len(entries)} modules with at least {section['bound']:g} dB in "
+    text += f"every head on {measured_calls(section)}"
+    low = sorted(entry["worst"] for entry in entries if entry["reason"] == BELOW)
+    others = [f"{len(low)} with {low[0]:.1f} to {low[-1]:.1f} dB"] if low else []
+    reasons = Counter(entry["reason"] for entry in entries if entry["reason"] not in (None, BELOW))
+    others += [f"{count} because it {reason}" for reason, count in reasons.items()]
+    return f"{text}; float: {', '.join(others)}." if others else f"{text}."
+
+
+def measured_calls(section: Mapping[str, Any]) -> str:
+    """Returns on how many calls the error was measured, in words, from the entry `attention` of report.json."""
+    count = section["calls"]
+    return f"{count} {'held-out ' if section['held_out'] else ''}{'call' if count == 1 else 'calls'}"
+
+
+def counted(types: Iterable[str]) -> str:
+    """Returns how often each of `types` occurs, in words, such as "2 FP8_DYNAMIC, 1 MXFP8_DYNAMIC"."""
+    return ", ".join(f"{count} {type}" for type, count in sorted(Counter(types).items())) or "none"

@@ -30,6 +30,7 @@ TABLE: dict[str, FormatFolder] = {
     "sdnq": FormatFolder("sdnq", (DENOISER,)),
     "vllm-omni": FormatFolder("vllm_omni", (DENOISER,)),
     "modelopt": FormatFolder("modelopt", (DENOISER,)),
+    "bfl": FormatFolder("bfl", (DENOISER,)),
     "onnx": FormatFolder("onnx", (CLASSIFIER,)),
     "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }

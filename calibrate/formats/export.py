@@ -15,6 +15,7 @@ from ..layers.schemes import NAMES, ROTATIONS, Instead
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
 from . import TABLE, format_named
+from .attention import with_attention, written_rows
 from .diffusers.write import SHARD
 from .manifest import write_manifests
 from .origin import origin_of
@@ -45,19 +46,19 @@ def export(
     format's software would not load; StorageError if `directory` cannot be written; NumbersError for numbers that are
     not finite.
     """
-    check_formats(formats)
-    _check_model_and_parameters(model, result, formats)
+    result = _checked(model, result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     check_space(directory, least_size(model, result.layers, len(formats)))
-    deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
+    deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard, {})
 
     def fill(staged: Path) -> None:
         for name in formats:
             folder = staged / folder_for(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            format_named(name).write(result.layers, model, folder, modes, deployment)
+            rows = written_rows(format_named(name), model, result.attention)
+            format_named(name).write(result.layers, model, folder, modes, deployment._replace(attention=rows))
         _write_beside(staged, {REPORT_FILE: report_bytes(result.report), **(files or {})}, modes)
         write_manifests(staged, modes, origin or origin_of(model))
 
@@ -174,12 +175,16 @@ def multiplying(formats: Sequence[str], scheme: str = "") -> bool:
     return all("Multiply" in format_named(name).transforms_of(scheme) for name in formats)
 
 
-def _check_model_and_parameters(model: nn.Module, result: Result, formats: Sequence[str]) -> None:
+def _checked(model: nn.Module, result: Result, formats: Sequence[str]) -> Result:
+    """Returns `result` with a report that says which types of attention are written. Raises UsageError for unknown
+    formats, and for a model, folded parameters or attention that a format cannot hold."""
+    check_formats(formats)
     check_model(formats, model)
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
         fact = "its software loads no float parameters, but smoothing factors were folded into some of them"
         raise UsageError(f"format {unfit[0]}: {fact}. Calibrate with Settings(fold=False).")
+    return with_attention(result, model, formats)
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from .verdict import Verdict
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ..attention.measure import AttentionRow
     from ..layers.modules import QuantizedLayer
 
 
@@ -35,6 +36,7 @@ class Deployment(NamedTuple):
     |            | returns the new value                                                                      |
     | axes       | dict from the name of a layer to the number of axes of its input                           |
     | shard      | largest size of a weight file in bytes                                                     |
+    | attention  | dict from each attention module that is quantized to the row with its type and rotation    |
     """
 
     timesteps: Sequence[float] | None
@@ -42,6 +44,7 @@ class Deployment(NamedTuple):
     parameters: "Mapping[str, Callable[[], Tensor]]"
     axes: Mapping[str, int]
     shard: int
+    attention: "Mapping[str, AttentionRow]"
 
 
 class Writer(Protocol):
@@ -130,6 +133,12 @@ def no_groups(model: "nn.Module", names: Collection[str]) -> Collection[Collecti
     return ()
 
 
+def read_everywhere(model: "nn.Module", modules: Collection[str]) -> Mapping[str, str]:
+    """Returns no reasons for any attention modules. Formats whose consumer reads a type of attention for every module
+    have this function as their `unread`."""
+    return {}
+
+
 def unchecked(path: Path) -> list[Verdict]:
     """Returns no verdicts for any path. Formats whose files are not checked have this function as their `check`."""
     return []
@@ -171,6 +180,9 @@ class Format:
     | dtypes      | dtypes in which the consumer runs a denoiser, such as "bfloat16"; empty if it runs any             |
     | folds       | True if the consumer loads float parameters from the files: smoothing can then be folded into them |
     | made_biases | True if the consumer loads a bias for a layer that has none in the float model                     |
+    | attention   | types of quantized attention that a checkpoint can ask the consumer for (`attention.names`)        |
+    | unread      | function that takes a denoiser and names of attention modules, and returns a dict from each module |
+    |             | for which the consumer reads no type of attention to the reason                                    |
     | is_model    | True if diffusers loads the format's directory as a model once octavo is imported                  |
     | alone       | True if the consumer takes every weight file of a directory for its own, so that no other format's |
     |             | files may lie there                                                                                |
@@ -201,6 +213,8 @@ class Format:
     dtypes: tuple[str, ...] = ()
     folds: bool = False
     made_biases: bool = True
+    attention: tuple[str, ...] = ()
+    unread: "Callable[[nn.Module, Collection[str]], Mapping[str, str]]" = read_everywhere
     is_model: bool = False
     alone: bool = False
 

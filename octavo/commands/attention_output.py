@@ -1,8 +1,8 @@
 """Prints the error of quantized attention, from the entry `attention` of report.json."""
 
-from collections import Counter
 from typing import Any
 
+from octavo.calibrate.attention.choice import attention_lines, counted, measured_calls
 from octavo.calibrate.attention.rotations import NONE
 
 from ..terminal import Terminal, count_of
@@ -11,7 +11,8 @@ from ..terminal import Terminal, count_of
 def show_attention(section: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
     """Prints a table and a line from `section`, the entry `attention` of report.json. The table has the `most` modules
     with the lowest SQNR of a head; each type has a column without and one with a rotation of query and key. The line
-    says how many modules reach the bound, with which type."""
+    says how many modules reach the bound, with which type. If types are written, each format has a line instead, which
+    says how many modules got which type, and why the others stay float."""
     rows: dict[str, dict[tuple[str, bool], dict[str, Any]]] = {}
     for row in section["rows"]:
         rows.setdefault(row["module"], {})[row["type"], row["rotation"] != NONE] = row
@@ -22,12 +23,13 @@ def show_attention(section: dict[str, Any], terminal: Terminal, most: int = 10) 
         ["module", *(f"{type}, rotated" if rotated else type for type, rotated in columns)],
         [[module, *(_cell(rows[module].get(column)) for column in columns)] for module in order[:most]],
     )
-    counts = Counter(section["types"].values())
-    mixed = ", ".join(f"{count} {type}" for type, count in sorted(counts.items())) or "none"
-    terminal.say(
-        f"Attention on {count_of(section['calls'], 'call')}: {mixed} of {count_of(len(rows), 'module')} with at least "
-        f"{section['bound']:g} dB in every head."
-    )
+    if "written" not in section:
+        terminal.say(
+            f"Attention on {measured_calls(section)}: {counted(section['types'].values())} of "
+            f"{count_of(len(rows), 'module')} with at least {section['bound']:g} dB in every head."
+        )
+    for line in attention_lines(section):
+        terminal.say(line)
     terminal.event("attention", **section)
 
 

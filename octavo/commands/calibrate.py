@@ -11,6 +11,7 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.attention import check_attention, with_attention
 from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -72,8 +73,8 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     """Checks the options before any file is read. Raises UsageError for options and formats that only `octavo
-    calibrate-cnn` takes, and for a --max-shard-size that is no size. The first of `ranks` also raises StorageError if
-    OUT cannot be written."""
+    calibrate-cnn` takes, for a --max-shard-size that is no size, and for formats that cannot ask for quantized
+    attention as --attention says. The first of `ranks` also raises StorageError if OUT cannot be written."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Remove it.")
@@ -83,6 +84,7 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
         choices = ", ".join(DENOISER_FORMATS)
         raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose one of {choices}.")
+    check_attention(formats_of(options), options.attention)
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
@@ -111,6 +113,7 @@ def _calibrate_whole(
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))
+    result = with_attention(result, model, formats_of(options))
     if ranks.rank == 0:
         write(result, model, options, origin)
     return result

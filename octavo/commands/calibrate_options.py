@@ -98,7 +98,7 @@ class CalibrateOptions:
         default="off", heading=INPUTS, type=click.Choice(ROTATION),
     )  # fmt: skip
     attention: str = option(
-        "Report the error that attention would have if query, key and value were quantized.",
+        "Report the error of attention with quantized query, key and value; or write it where small.",
         default="off", heading=INPUTS, type=click.Choice(ATTENTION),
     )  # fmt: skip
     weights: tuple[str, ...] = several(
@@ -252,12 +252,15 @@ def _recipe(options: CalibrateOptions) -> "dict[str, Any]":
 def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Module") -> "Settings":
     """Returns `settings` with what the formats of --format need for the denoiser `model`. Layers that a format cannot
     hold stay float too. If weights have one scale as a whole, the groups of layers are added that a format's software
-    joins, because their weights share a scale. Raises UsageError if a format cannot hold the denoiser."""
+    joins, because their weights share a scale. Raises UsageError if a format cannot hold the denoiser,
+    or cannot ask for its attention to be quantized as --attention says."""
+    from octavo.calibrate.formats.attention import check_attention
     from octavo.calibrate.formats.export import check_model, joined, kept_float
     from octavo.calibrate.part import planned
 
     formats = formats_of(options)
     check_model(formats, model, options.dtype)
+    check_attention(formats, settings.attention, model)
     settings = settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
     if settings.weight_scales != "tensor":
         return settings

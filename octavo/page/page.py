@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from octavo.calibrate.attention.choice import attention_lines
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on
 
@@ -62,7 +63,7 @@ def _measured(report: Mapping[str, Any]) -> str:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """Returns the notes on a calibration, from the content of report.json: its warnings, how many layers got each
-    scheme under --budget, and whether more prompts would raise the SQNR."""
+    scheme under --budget, how many attention modules are quantized, and whether more prompts would raise the SQNR."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())
@@ -71,6 +72,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
             f"Budget {budget['budget']}: {mixed}, {budget['float']} float. "
             f"The mean squared error of the final latents is {error} of the mean square of the latents."
         )
+    lines += attention_lines(report.get("attention", {}))
     enough = verdict(report.get("enough", []))
     return [*lines, enough] if enough else lines
 

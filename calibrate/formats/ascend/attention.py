@@ -16,8 +16,7 @@ from octavo.capture.tensors import Planned
 from ...attention.measure import AttentionRow
 from ...attention.names import ASCEND
 from ...attention.rotations import rotation_of
-
-QUANT_TYPE, ROTATIONS = "quant_type", ("q_rot", "k_rot")
+from .names import QUANT_TYPE, ROTATIONS
 
 
 def attention_tensors(

@@ -10,6 +10,7 @@ from ..arithmetic import correction_ratio, error_ratios
 from ..verdict import Verdict
 from .checkpoint import Checkpoint
 from .mindie import check_modes, mindie
+from .names import MODEL_TYPE, QUANT_TYPE
 from .numbers import read_numbers
 
 
@@ -46,7 +47,8 @@ def _octavo_verdicts(checkpoint: Checkpoint) -> Iterator[Verdict]:
             yield Verdict("octavo", "bias corrections", sound, fact if sound else f"{fact} ({worst})")
     except OctavoError as error:
         yield Verdict("octavo", "numbers", False, str(error))
-    described = set(checkpoint.description) - {"model_quant_type"}
+    types = {f"{module}.{QUANT_TYPE}" for module in checkpoint.attention}
+    described = set(checkpoint.description) - {MODEL_TYPE, *types}
     missing, surplus = sorted(described - set(checkpoint.tensors)), sorted(set(checkpoint.tensors) - described)
     fact = f"all {len(described)} described tensors are there, and no others"
     if missing or surplus:

@@ -27,6 +27,7 @@ from .names import (
     MADE_BIASES,
     MODEL_TYPE,
     MUL_SCALE,
+    QUANT_TYPE,
     WEIGHT_FILE,
 )
 
@@ -81,6 +82,12 @@ class Checkpoint:
                 outer = name.removesuffix("." + INNER[:-1])
                 schemes[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
         return schemes
+
+    @property
+    def attention(self) -> dict[str, str]:
+        """A dict from the name of each module with quantized attention to the type of the attention."""
+        end = f".{QUANT_TYPE}"
+        return {key.removesuffix(end): word for key, word in self.description.items() if key.endswith(end)}
 
     @property
     def layer_names(self) -> list[str]:

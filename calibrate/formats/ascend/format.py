@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
+from ...attention.names import ASCEND
 from ...layers.schemes import DYNAMIC, MXFP8, STATIC, TIMESTEP, WEIGHT_ONLY
 from ..record import Deployment, Description, Format, Readable
 from .check import check
@@ -25,10 +26,10 @@ def write(
 ) -> None:
     """Writes the weight file and the description of a checkpoint in format `ascend` into `directory`: the integer
     `layers`, and the other tensors of `model`. `modes` has the permissions of new files. Takes from `deployment` the
-    noise levels of the denoising steps."""
+    noise levels of the denoising steps, and the types of attention."""
     from .write import write_ascend
 
-    write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)
+    write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps, attention=deployment.attention)
 
 
 def read(directory: Path) -> Readable:
@@ -49,14 +50,17 @@ def find(directory: Path) -> Path | None:
 
 
 def describe(path: Path) -> Description:
-    """Describes the ascend checkpoint at `path`: how many weights have each scheme, and, if it has W8A8_TIMESTEP
-    layers, the number and the noise levels of the denoising steps that it was written for.
+    """Describes the ascend checkpoint at `path`: how many weights have each scheme, how many attention modules each
+    type of quantized attention, and, if it has W8A8_TIMESTEP layers, the number and the noise levels of the denoising
+    steps that it was written for.
 
     Raises FileError for files that are missing or damaged.
     """
     checkpoint = Checkpoint(path)
     schemes = Counter(word for key, word in checkpoint.description.items() if key.endswith(".weight"))
     lines = [("weights", ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))]
+    if types := Counter(checkpoint.attention.values()):
+        lines.append(("attention", ", ".join(f"{count} {type}" for type, count in types.most_common())))
     if levels := checkpoint.levels:
         lines.append(("steps", f"{len(levels)}, at noise levels {levels[0]:g} to {levels[-1]:g}"))
     return Description(f"an Ascend checkpoint, {checkpoint.scheme}", tuple(lines), dict(schemes))
@@ -69,6 +73,7 @@ FORMATS = (
         writer=write,
         schemes=(STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY, MXFP8),
         clamping=True,
+        attention=ASCEND,
         transforms=("Multiply",),
         consumer="MindIE-SD",
         find=find,

@@ -19,6 +19,9 @@
 - A W8A8_TIMESTEP layer has the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i,
   if the timestep_config given to `quantize` says "static" for step i. Without a timestep_config, every step is computed
   as in W8A8_DYNAMIC. The largest i for all layers is given by the number of rows of the layer that was loaded last.
+- A module A has quantized attention if the description gives FP8_DYNAMIC or MXFP8_DYNAMIC for A.quant_type. The tensors
+  A.q_rot and A.k_rot, (width, width), have to be there; query and key are multiplied by them. MindIE-SD only sets the
+  attribute fa_quant of the module: the code of the model has to call it.
 - MindIE-SD runs in float16 or bfloat16. If deq_scale is int64, the device's matmul works in float16 only.
 """
 
@@ -29,18 +32,22 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from octavo.capture.errors import OctavoError
 
+from ...attention.names import ASCEND
 from ...layers.schemes import BLOCK, MXFP8
 from ..verdict import Verdict
 from .checkpoint import FLOATS, Checkpoint, dtype_and_shape, file_names_in, rank_of
-from .names import MUL_SCALE, file_names
+from .names import MUL_SCALE, QUANT_TYPE, ROTATIONS, file_names
 
 if TYPE_CHECKING:
     from torch import nn
 
 _MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts, for files and directories
 _MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
+_ROUNDED = 0.02  # by how much an element of a product of two rotations may differ, which are rounded to bfloat16
 _STATIC = ("weight", "quant_bias", "deq_scale", "input_scale", "input_offset")
 _KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
     "W8A8": _STATIC,
@@ -64,6 +71,7 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
     yield from _made_biases(checkpoint)
+    yield from _attention(checkpoint)
     yield from _dtypes(checkpoint)
 
 
@@ -163,6 +171,39 @@ def _made_biases(checkpoint: Checkpoint) -> Iterator[Verdict]:
     if dropped:
         fact = f"MindIE-SD drops the bias of a layer that has none in the float model ({dropped[0]})"
         yield Verdict("MindIE-SD", "biases", False, fact)
+
+
+def _attention(checkpoint: Checkpoint) -> Iterator[Verdict]:
+    """Yields a verdict on the quantized attention of `checkpoint`; none if it has no such attention."""
+    if not checkpoint.attention:
+        return
+    faults = (_attention_fault(checkpoint, module, type) for module, type in checkpoint.attention.items())
+    if fault := next(filter(None, faults), None):
+        yield Verdict("MindIE-SD", "attention", False, fault)
+        return
+    counts = Counter(checkpoint.attention.values())
+    fact = ", ".join(f"{count} {type}" for type, count in sorted(counts.items()))
+    fact += "; quantized where the model's code calls fa_quant of the module, which that of diffusers does not"
+    yield Verdict("MindIE-SD", "attention", True, fact)
+
+
+def _attention_fault(checkpoint: Checkpoint, module: str, type: str) -> str | None:
+    """Returns what is wrong with the quantized attention of `module`, which the description says has this `type`; None
+    if it is as MindIE-SD needs it."""
+    if type not in ASCEND:
+        return f"{module}.{QUANT_TYPE} is {type!r}, which MindIE-SD silently ignores"
+    query, key = (checkpoint.tensors.get(f"{module}.{name}") for name in ROTATIONS)
+    if query is None or key is None:
+        return (
+            f"{module}.{ROTATIONS[0] if query is None else ROTATIONS[1]} is missing; MindIE-SD refuses the checkpoint"
+        )
+    width = query.shape[-1:]
+    if query.shape != width * 2 or key.shape != query.shape or not {query.dtype, key.dtype} <= set(FLOATS):
+        return f"{module} has the rotations {dtype_and_shape(query)} and {dtype_and_shape(key)}"
+    left, right = (checkpoint.read(f"{module}.{name}", FLOATS).astype(np.float64) for name in ROTATIONS)
+    if not np.allclose(left @ right.T, np.eye(len(left)), atol=_ROUNDED):
+        return f"{module} has rotations that change the scores, because {' and '.join(ROTATIONS)} are not one rotation"
+    return None
 
 
 def _misfit(checkpoint: Checkpoint, name: str) -> str | None:

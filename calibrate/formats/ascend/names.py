@@ -19,6 +19,8 @@ MADE_BIASES = "octavo.made_biases"  # names of the layers that have a bias only 
 DTYPE = "octavo.dtype"  # dtype of the float layers of W8A8_MXFP8 layers, whose biases are written in float32
 # parts of tensor names in a layer with a smoothing multiplier, as MindIE-SD reads them
 MUL_SCALE, INNER = "div.mul_scale", "linear."
+# last parts of names of a module with quantized attention: its type, which is no tensor, and its rotations
+QUANT_TYPE, ROTATIONS = "quant_type", ("q_rot", "k_rot")
 
 
 def file_names(scheme: str) -> tuple[str, str]:

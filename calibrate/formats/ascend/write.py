@@ -26,15 +26,18 @@ from octavo.capture.files import Modes, create
 from octavo.capture.paging import page_out
 from octavo.capture.tensors import Planned, dtype_name, write_tensors
 
+from ...attention.measure import AttentionRow
 from ...layers.freeze import packed
 from ...layers.install import all_names
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from ...layers.weights import check_finite_tensor
 from ..corrections import has_bias_correction
+from .attention import attention_tensors
 from .names import CORRECTED, DTYPE, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
 from .step_rows import deployed_levels, step_rows
 
 NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float parameter has a new value
+NO_ATTENTION: Mapping[str, AttentionRow] = {}  # for `attention`: all attention stays float
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
@@ -51,6 +54,7 @@ def write_ascend(
     names: tuple[str, str] | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    attention: Mapping[str, AttentionRow] = NO_ATTENTION,
 ) -> None:
     """Writes the weight file and the description into an existing directory. `names` are the names of these two files;
     None stands for the names that MindIE-SD expects. `modes` has the permissions of new files.
@@ -59,6 +63,7 @@ def write_ascend(
     of the denoising steps. The scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer get one row for each
     step. If `timesteps` is None or empty, they get a row for each timestep bin. Smoothing multipliers are written as
     tensors and never folded into float parameters, because MindIE-SD takes float parameters from the float model.
+    `attention` is a dict from each attention module that is quantized to the row with its type and rotation.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -66,6 +71,9 @@ def write_ascend(
     levels = deployed_levels(layers, timesteps)
     named = all_names(layers, model)
     tensors, description = tensors_and_description(named, model, levels)
+    if attention:
+        rotations, types = attention_tensors(attention, next(iter(layers.values())).dtype)
+        tensors, description = tensors | rotations, description | types
     text = json.dumps(description, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_tensors(directory / weight_name, tensors, _metadata(named, levels), modes.data)
     with create(directory / description_name, modes.data) as sink:

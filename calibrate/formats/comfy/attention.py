@@ -6,7 +6,7 @@ and ignores it.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import takewhile
 
 import torch
@@ -15,13 +15,14 @@ from torch import nn
 from octavo.capture.tensors import Planned
 
 from ...attention.names import COMFY_INT8
+from ...layers.modules import QuantizedLayer
 from .names import family_of, native_names
+from .structure import ATTENTION
 
-CONFIG = "comfy_attention.config"
 _WITHOUT = ("SD3Transformer2DModel", "AuraFlowTransformer2DModel")  # ComfyUI's models whose attention reads no config
 
 
-def attention_tensors(modules: Iterable[str], model: nn.Module) -> tuple[dict[str, Planned], dict[str, str]]:
+def attention_tensors(modules: Collection[str], model: nn.Module) -> tuple[dict[str, Planned], dict[str, str]]:
     """Makes the tensor `comfy_attention.config` for the attention `modules` of `model`, named as in diffusers. Returns
     two dicts: from native name to tensor; and, for the modules whose attention in ComfyUI does not read this tensor,
     from module to the reason why it gets none.
@@ -33,20 +34,28 @@ def attention_tensors(modules: Iterable[str], model: nn.Module) -> tuple[dict[st
     tensors: dict[str, Planned] = {}
     refused: dict[str, str] = {}
     owners: dict[str, list[str]] = {}
-    for native, rows in native_names(model.state_dict(), family).items():
+    for native, rows in native_names(_tensor_names(model), family).items():
         for name in rows.names:
             owners.setdefault(name, []).append(native.rpartition(".")[0])
     for module in modules:
         natives = {native for name, all in owners.items() if name.startswith(f"{module}.") for native in all}
         owner = _common(natives)
         if type(model).__name__ in _WITHOUT:
-            refused[module] = f"the attention of {family.title} reads no {CONFIG} in ComfyUI"
+            refused[module] = f"belongs to {family.title}, whose attention reads no {ATTENTION} in ComfyUI"
         elif not owner:
             refused[module] = f"has no module of its own in ComfyUI's {family.title}"
         else:
             data = torch.tensor(list(json.dumps({"attention": COMFY_INT8}).encode()), dtype=torch.uint8)
-            tensors[f"{owner}.{CONFIG}"] = Planned.of(data)
+            tensors[f"{owner}.{ATTENTION}"] = Planned.of(data)
     return tensors, refused
+
+
+def _tensor_names(model: nn.Module) -> list[str]:
+    """Returns the names of the tensors of `model`; of a quantized layer in it, those of the weight and the bias."""
+    modules = model.named_modules(remove_duplicate=False)
+    layers = {name for name, module in modules if isinstance(module, QuantizedLayer)}
+    parts = ((name, *name.rpartition(".")[::2]) for name in model.state_dict())
+    return [name for name, owner, leaf in parts if owner not in layers or leaf in ("weight", "bias")]
 
 
 def _common(names: Iterable[str]) -> str:

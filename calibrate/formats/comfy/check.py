@@ -15,11 +15,12 @@ import numpy as np
 from octavo.capture.arrays import read_array
 from octavo.capture.errors import OctavoError
 
+from ...attention.names import COMFY_INT8
 from ..verdict import Verdict
 from . import float_checks
 from .families import FAMILIES
 from .family import Family
-from .structure import FP8, FULL_PRECISION, INT8, METADATA, MXFP8, Content, Marker, file_in, rotation_of
+from .structure import ATTENTION, FP8, FULL_PRECISION, INT8, METADATA, MXFP8, Content, Marker, file_in, rotation_of
 
 COMFYUI, SGLANG, CPP = "ComfyUI", "SGLang", "stable-diffusion.cpp"
 _FORMATS = (INT8, FP8, "float8_e5m2", "nvfp4", MXFP8, "convrot_w4a4")  # those that ComfyUI 0.28 knows
@@ -61,7 +62,23 @@ def _for_comfyui(content: Content) -> Iterator[Verdict]:
         yield Verdict(
             COMFYUI, subject, not faults, f"{faults[0]}{more}. {_AGAIN}" if faults else fact.format(count=count)
         )
+    yield from _attention(content)
     yield _names(content)
+
+
+def _attention(content: Content) -> Iterator[Verdict]:
+    """Yields a verdict on the quantized attention of a file; none if it has no such attention."""
+    configs = content.attention
+    for name, config in configs.items():
+        if config is None or config.get("attention") != COMFY_INT8:
+            fact = "is not a JSON object" if config is None else f"asks for {config.get('attention')!r}"
+            yield Verdict(
+                COMFYUI, "attention", False, f"{name}.{ATTENTION} {fact}, which ComfyUI does not take. {_AGAIN}"
+            )
+            return
+    if configs:
+        fact = f"{len(configs)} modules in int8, from ComfyUI 0.38 on and where comfy-kitchen has the kernel"
+        yield Verdict(COMFYUI, "attention", True, fact)
 
 
 def _markers(content: Content) -> Iterator[str]:

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
+from ...attention.names import COMFY_INT8
 from ...layers.schemes import DYNAMIC, FP8_STATIC
 from ...layers.schemes import MXFP8 as MXFP8_DYNAMIC
 from ..record import Deployment, Description, Format
@@ -26,10 +27,18 @@ def write(
 ) -> None:
     """Writes `model`, with the integer `layers` in place of its float layers, as one file in format `comfy` into
     `directory`. `modes` has the permissions of new files. Takes from `deployment` the float parameters that smoothing
-    factors were folded into."""
+    factors were folded into, and the attention modules that are quantized."""
     from .write import write_comfy
 
-    write_comfy(layers, model, directory, modes, parameters=deployment.parameters)
+    write_comfy(layers, model, directory, modes, parameters=deployment.parameters, attention=list(deployment.attention))
+
+
+def unread(model: "nn.Module", modules: Collection[str]) -> Mapping[str, str]:
+    """Returns a dict from each of the attention `modules` of `model` for which ComfyUI reads no type of attention to
+    the reason."""
+    from .attention import attention_tensors
+
+    return attention_tensors(modules, model)[1]
 
 
 def find(directory: Path) -> Path | None:
@@ -39,9 +48,9 @@ def find(directory: Path) -> Path | None:
 
 
 def describe(path: Path) -> Description:
-    """Describes a file in format `comfy`: its model, the number of its layers in int8, FP8 and MXFP8, and the number of
-    its int8 layers for each group size of the rotation. `path` is the path of the file, or of the directory that holds
-    it.
+    """Describes a file in format `comfy`: its model, the number of its layers in int8, FP8 and MXFP8, the number of its
+    int8 layers for each group size of the rotation, and of its modules with quantized attention. `path` is the path of
+    the file, or of the directory that holds it.
 
     Raises FileError for a file that is missing or damaged.
     """
@@ -53,7 +62,8 @@ def describe(path: Path) -> Description:
     title = f"{'a diffusion model' if family is None else family.title} for ComfyUI"
     counts = {kind: len(content.of(kind)) for kind in (INT8, FP8, MXFP8) if content.of(kind)} or {INT8: 0}
     facts = [f"{count} {kind}" + (f": {line}" if kind == INT8 and line else "") for kind, count in counts.items()]
-    return Description(title, (("layers", "; ".join(facts)),), counts)
+    attention = [("attention", f"{len(content.attention)} modules in int8")] if content.attention else []
+    return Description(title, (("layers", "; ".join(facts)), *attention), counts)
 
 
 FORMATS = (
@@ -74,5 +84,7 @@ FORMATS = (
         joined=joined,
         folds=True,
         made_biases=False,
+        attention=(COMFY_INT8,),
+        unread=unread,
     ),
 )

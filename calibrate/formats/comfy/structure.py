@@ -13,6 +13,7 @@ from octavo.capture.store.headers import Stored
 FILE = "diffusion_model_int8.safetensors"  # for int8 layers, also beside layers of other kinds
 FILES = (FILE, "diffusion_model_fp8.safetensors", "diffusion_model_mxfp8.safetensors")  # the last two: FP8, MXFP8 only
 MARKER = "comfy_quant"  # last part of the name of a layer's marker
+ATTENTION = "comfy_attention.config"  # last parts of the name of an attention module's config, a JSON object
 METADATA = "_quantization_metadata"  # key of the file's metadata with all markers
 VERSION = "1.0"  # version of the content of METADATA
 INT8 = "int8_tensorwise"
@@ -107,6 +108,14 @@ class Content(NamedTuple):
         such as INT8."""
         return {name: marker for name, marker in self.effective.items() if marker.get("format") == kind}
 
+    @property
+    def attention(self) -> dict[str, Marker | None]:
+        """A dict from the name of each module with quantized attention to its config; None for a config that cannot be
+        read."""
+        end = f".{ATTENTION}"
+        stored = {name.removesuffix(end): stored for name, stored in self.tensors.items() if name.endswith(end)}
+        return {name: _marker_at(self.path, entry) for name, entry in stored.items()}
+
     def tensor(self, layer: str, leaf: str) -> Stored | None:
         """Returns the tensor `leaf`, such as "weight", of a layer; None if the file has no such tensor."""
         return self.tensors.get(f"{layer}.{leaf}")
@@ -154,8 +163,8 @@ def _renamed(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, M
 
 
 def _marker_at(path: Path, stored: Stored) -> Marker | None:
-    """Reads the marker, a JSON object in bytes, from the tensor `stored` in the file at `path`. Returns None if the
-    tensor holds no JSON object."""
+    """Reads a marker or a config, a JSON object in bytes, from the tensor `stored` in the file at `path`. Returns None
+    if the tensor holds no JSON object."""
     if stored.dtype != "uint8" or stored.bytes > _MARKER_LIMIT:
         return None
     try:

@@ -16,7 +16,7 @@ the dequantized weights of its 8-bit layers. Their inputs then stay float, which
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from ...layers.transforms import Rotate, same_transform
 from ...layers.weights import check_finite_tensor
 from ..diffusers.write import NONE, state
 from ..linears import dequantized
+from .attention import attention_tensors
 from .family import Family
 from .names import Rows, family_of, native_names
 from .structure import FP8, INT8, MARKER, METADATA, MXFP8, VERSION, file_for, marker_of
@@ -63,13 +64,14 @@ def write_comfy(
     modes: Modes,
     *,
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
+    attention: Collection[str] = (),
 ) -> None:
     """Writes `model`, with the integer `layers` in place of its float layers, as one file into an existing directory.
     `modes` has the permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. Raises UsageError for a layer or a model that the format cannot hold, NumbersError for a number to be
-    written that is not finite.
+    the new value. `attention` are the names of the attention modules that are quantized. Raises UsageError for a layer
+    or a model that the format cannot hold, NumbersError for a number to be written that is not finite.
     """
     for name, layer in layers.items():
         if refusal := refusal_of(layer):
@@ -81,6 +83,7 @@ def write_comfy(
     for key, flag in family_of(model).flags.items():
         if getattr(model, "config", {}).get(key):
             tensors[flag] = Planned.of(torch.zeros(0))
+    tensors |= attention_tensors(attention, model)[0]
     metadata = {METADATA: json.dumps({"format_version": VERSION, "layers": markers})}
     name = file_for({marker["format"] for marker in markers.values()})
     write_tensors(directory / name, tensors, metadata, modes.data)

@@ -21,7 +21,7 @@ def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_pa
     model, record = toy(), format_named(name)
     result = calibrate(model, source_of(calls()), Settings(defaults={}, sqnr_calls=0))
     layer = next(iter(result.layers))
-    deployment = Deployment(None, None, {}, {}, 1)
+    deployment = Deployment(None, None, {}, {}, 1, {})
 
     def write(**changes):
         replace(record, **({"schemes": ("W8A8",)} | changes)).write(result.layers, model, tmp_path, Modes(), deployment)

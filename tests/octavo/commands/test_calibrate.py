@@ -123,6 +123,12 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
         (("--format", "gguf"), 2, "there is no format 'gguf'"),
+        (
+            ("--attention", "write", "--format", "ascend,diffusers"),
+            2,
+            "format diffusers cannot ask for quantized attention",
+        ),
+        (("--attention", "write", "--format", "comfy", "--activations", "dynamic"), 2, "whose attention reads no"),
         (("--component", "unet"), 2, "no calls of 'unet'"),
         (("--device", "npu"), 7, "torch_npu is not installed"),
     ],
