@@ -38,7 +38,8 @@ NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float para
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
-    """Returns the scheme that the checkpoint is named after: the scheme of all layers, or W8A8 if they have several."""
+    """Returns the scheme that the checkpoint is named after: the scheme of the `layers` if all have the same one,
+    otherwise W8A8."""
     schemes = {layer.scheme for layer in layers.values()}
     return schemes.pop() if len(schemes) == 1 else "W8A8"
 

@@ -208,9 +208,9 @@ def swizzled(scales: Tensor) -> Tensor:
 
 
 def _float(native: str, source: Source) -> Planned:
-    """Returns the float tensor of `source`. If `source` belongs to an integer layer, that is the layer's dequantized
-    weight or its bias; otherwise it is the tensor of the float model. `native` is the name that the tensor will have in
-    the file."""
+    """Returns `source` as a float tensor. If `source` belongs to an integer layer, this is the layer's dequantized
+    weight or its bias; otherwise it is the tensor of the float model. `native`, the name that the tensor will have in
+    the file, says whether it is a weight."""
     layer = source.layer
     if layer is None:
         return source.tensor
@@ -222,8 +222,9 @@ def _float(native: str, source: Source) -> Planned:
 
 
 def _joined(parts: list[Planned], rows: Rows) -> Planned:
-    """Returns a `Planned` tensor, which is computed when it is written. It is what `join` returns for the tensors of
-    `parts` and for `rows`."""
+    """Returns a `Planned` tensor, which is computed when it is written: `parts`, concatenated along the rows. If
+    `rows.swapped` is True, the first and the second half of the rows are then exchanged. If `rows.flat` is True, the
+    result is then flattened to one axis."""
     if len(parts) == 1 and not rows.swapped and not rows.flat:
         return parts[0]
     shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
