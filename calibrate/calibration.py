@@ -54,16 +54,11 @@ def calibrate(
     With `settings.budget`, each layer gets a scheme of its own, chosen by the error of the pipeline's final latents.
     `trajectory` runs the pipeline that `model` is part of and returns the latents; `search` limits how often it runs.
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
-    except for seconds and memory. With `settings.release`, integer layers replace the float layers of `model`;
-    otherwise `model` keeps its float layers.
+    except for seconds and memory. With `settings.release`, integer layers replace the float layers of `model`.
 
-    Raises:
-    - UsageError: invalid settings, or a budget without `trajectory`
-    - FileError: a module name that no checkpoint can hold
-    - MisfitError: no calls, or calls that do not fit the model
-    - NumbersError: NaN or Inf in weights, inputs or outputs; all layers stay float; with `settings.strict`, a layer
-      never ran
-    - DeviceError: memory runs out
+    Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that no
+    checkpoint can hold; MisfitError if calls are missing or do not fit; NumbersError for NaN or Inf in weights, inputs
+    or outputs, if all layers stay float, or a layer never ran (`settings.strict`); DeviceError if memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):

@@ -39,13 +39,11 @@ Visit = Callable[[str], Callable[[], None] | None]
 
 
 def do_nothing(name: str) -> None:
-    """Does nothing. It is the default of `visit`, the function that `Blocks.sweep` calls with the `name` of each block
-    while the weights of this block are in memory."""
+    """Does nothing. The default of `visit`, the function that `Blocks.sweep` calls with the `name` of each block."""
 
 
 def every_position(position: int) -> bool:
-    """Returns True for each index of a call. It is the default of `wanted`, the function that says of which calls
-    `Blocks.sweep` stores the block outputs."""
+    """Returns True. The default of `wanted`, so that `Blocks.sweep` stores the outputs of the blocks for every call."""
     return True
 
 
@@ -64,8 +62,7 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what `answer` returns. In the stub of a block that the model runs after the block in memory, `answer`
-        raises Stopped, which ends the model's forward."""
+        """Returns what `answer` returns. `answer` may raise Stopped instead, which ends the model's forward here."""
         return self._answer([args, kwargs])
 
 
@@ -112,9 +109,8 @@ class Blocks:
 
     def rehearse(self, calls: Iterable[Call]) -> None:
         """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs. Runs only the
-        first call of each kind. Two calls are of one kind if their arguments are equal, apart from the values of
-        tensors and of arguments that are numbers. Calls with different lists of layers to skip, for example, are of two
-        kinds."""
+        first call of each kind. Two calls are of one kind if their arguments differ only in the values of tensors and
+        of numbers. Calls that skip different layers, for example, are of two kinds."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -130,14 +126,11 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs the model on `call`, with the weights of a block in memory only while this block runs. Returns a dict
-        from block name to the list of the block's outputs, one for each run of the block, in the order of the blocks.
-        Each tensor in the outputs is represented by a SpilledTensor, which holds its dtype and shape; its values are
-        deleted. If `keep` is True, the model's output is kept, so that `check_end` can later compare it with another.
-
-        Raises MisfitError if blocks pass on data otherwise than in their outputs, for example by changing an input in
-        place.
-        """
+        """Runs `call`, with each block's weights in memory only while the block runs. Returns a dict from block name to
+        the list of the block's outputs, one for each run, in the order of the blocks. In the outputs a SpilledTensor
+        stands for each tensor, and has its dtype and shape; the values are deleted. If `keep` is True, keeps the
+        model's output for `check_end`. Raises MisfitError if blocks pass on data otherwise than in their outputs, for
+        example by changing an input in place."""
         shapes: dict[str, list[Any]] = {}
         running: list[str] = []
         with self._spill.writing() as file:
@@ -196,9 +189,8 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Runs the model on the first call, with a stub in place of each block. Raises MisfitError unless the output
-        is, up to rounding, the one that the model had with its blocks in `rehearse`. Only for use inside `with
-        self.ended(...)`, where the stubs return the blocks' stored outputs."""
+        """Raises MisfitError unless the model, with stubs that return the blocks' stored outputs, gives the same output
+        for the first call as it gave with its blocks in `rehearse`. Only for use inside `with self.ended(...)`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
@@ -206,11 +198,10 @@ class Blocks:
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to `needs`, a dict from stage to block names, the blocks whose outputs each stage needs for `call`. A
-        stage is the work on one block, and has its name; the stage after the last block is called END. Runs the model
-        once for each block, with NaN in place of this block's outputs. The stages that receive NaN need these outputs.
-        If an output is an integer tensor, which cannot be NaN, all stages count as needing the block's outputs.
-        `shapes` is a dict from block name to the block's outputs in `call`, in which a SpilledTensor stands for each
-        tensor."""
+        stage is named after the block that it works on; the stage after the last block is END. Runs the model once for
+        each block, with NaN in place of the block's outputs; the stages that receive NaN need these outputs. Integer
+        outputs cannot be NaN, so all stages count as needing them. `shapes` is a dict from block name to the block's
+        outputs in `call`, in which a SpilledTensor stands for each tensor."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -252,13 +243,12 @@ class Blocks:
 
         `visit` is called with the block's name. It may run the model on some or all of `self.calls()`, several times;
         in each run the block receives its inputs. If `visit` returns a function, this function is called afterwards to
-        change the block, for example to replace its layers by integer layers. Later blocks receive the outputs from
-        before this change.
+        change the block, for example to install integer layers. Later blocks receive the outputs from before this
+        change.
 
-        The block's outputs are stored for each call on which `visit` ran the model. Then the model also runs on each
-        other call for which `wanted(index)` is True, where `index` is the position of the call in `calls`, counted from
-        0, and the block's outputs are stored too. Later visits may run the model only on calls whose outputs are
-        stored.
+        The block's outputs are stored for each call on which `visit` ran the model. Then the model runs on each other
+        call for which `wanted(index)` is True (`index`: position in `calls`, counted from 0), and the block's outputs
+        are stored too. Later visits may only run calls whose outputs are stored.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -369,10 +359,9 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether two outputs of the model, `expected` and `computed`, have equal shapes and differ by rounding
-    only. Each output is a list of tensors. The norm of the difference between two tensors may be 0.1 % (_TOLERANCE) of
-    the norm of the expected tensor. In float16 and bfloat16 it may be 8 times the machine epsilon of the dtype, which
-    is 0.8 % and 6 %."""
+    """Returns whether two outputs of the model, `expected` and `computed`, lists of tensors, have equal shapes and
+    differ by rounding only. The norm of the difference between two tensors may be 0.1 % (_TOLERANCE) of the norm of the
+    expected tensor, or 8 times the machine epsilon of its dtype in float16 (0.8 %) and bfloat16 (6 %)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)
@@ -394,9 +383,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns the block names of `ran`, in their order, and between them the names that only `names` has. Each of these
-    is inserted directly behind the name that precedes it in `names`, or at the start if it is the first of `names`. For
-    example, ["a", "c"] and ["a", "b", "c"] give ["a", "b", "c"]."""
+    """Returns `ran`, a list of block names, with the names that only `names` has inserted: each directly behind the
+    name before it in `names`, or at the start. For example, ["a", "c"] and ["a", "b", "c"] give ["a", "b", "c"]."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

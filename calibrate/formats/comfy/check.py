@@ -66,8 +66,8 @@ def _for_comfyui(content: Content) -> Iterator[Verdict]:
 
 def _markers(content: Content) -> Iterator[str]:
     """Yields the faults of markers in words. A marker is the JSON object that says how a layer is quantized. There are
-    two kinds of faults: a marker that cannot be read, has an unknown format or does not fit the layer's weight; and an
-    int8 weight that has no marker or does not have two axes."""
+    two kinds of faults. One is a marker that cannot be read, has an unknown format, or belongs to no weight or to a
+    weight of another dtype. The other is an int8 weight that has no marker or does not have two axes."""
     yield from content.faults
     markers = content.effective
     for name in content.integer_weights:

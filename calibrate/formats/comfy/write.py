@@ -49,8 +49,8 @@ _ROWS = 32  # ComfyUI fills a weight in MXFP8 up to a multiple of so many rows
 
 
 class Source(NamedTuple):
-    """A tensor of the model under its name in diffusers. `tensor` is the tensor of the float model. `layer` is the
-    integer layer that replaces the float layer to which the tensor belongs; None if that layer stays float."""
+    """A tensor of the model, to be written. `tensor` is the tensor of the float model. `layer` is the integer layer
+    that replaces the float layer to which the tensor belongs; None if that layer stays float."""
 
     tensor: Planned
     layer: QuantizedLayer | None
@@ -127,8 +127,9 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
 def sources_of(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]
 ) -> dict[str, Source]:
-    """Returns a dict from name in diffusers to `Source`, in the order of the state dict of `model`. A tensor of one of
-    the integer `layers` is listed only if it is the weight or the bias.
+    """Returns a dict from the name of a tensor in diffusers to its `Source`, which holds the tensor and the integer
+    layer that it belongs to, if any. The dict is in the order of the state dict of `model`. A tensor of one of the
+    integer `layers` is listed only if it is the weight or the bias.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value.
