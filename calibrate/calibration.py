@@ -50,14 +50,14 @@ def calibrate(
 ) -> Result:
     """Calibrates `model` on `calls`, a function that returns an iterable over all calls each time it is called.
 
-    With `settings.budget`, each layer gets a scheme of its own, chosen by the error of the pipeline's final latents:
-    `trajectory` runs the pipeline that `model` is part of and returns the latents; `search` limits the number of runs.
+    With `settings.budget`, each layer gets a scheme of its own, chosen by the error of the pipeline's final latents.
+    `trajectory` runs the pipeline that `model` is part of and returns the latents; `search` limits how often it runs.
     Each of `ranks`, the processes that share the work, passes the same arguments and gets what a single process would,
-    except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
+    except for seconds and memory. With `settings.release`, integer layers replace the float layers of `model`.
 
     Raises UsageError for invalid settings or a budget without `trajectory`; FileError for a module name that no
-    checkpoint can hold; MisfitError for no or unfit calls; NumbersError for NaN or Inf in weights, inputs or outputs,
-    if all layers stay float, and with `settings.strict` if any layer never ran; DeviceError when memory runs out.
+    checkpoint can hold; MisfitError if calls are missing or do not fit; NumbersError for NaN or Inf in weights, inputs
+    or outputs, if all layers stay float, or a layer never ran (`settings.strict`); DeviceError if memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
@@ -202,13 +202,12 @@ def calibrate_folded(
     """Folds the batch norms of `model` into its convolutions, then calibrates. Returns the result, and the model that
     was calibrated: a copy of `model` if batch norms were folded and `changing` is False, otherwise `model` itself.
 
-    `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph. A
-    graph may multiply inputs by 1 / scale instead of dividing them by the scale. With `graphs`, and for models with
-    convolutions, input scales are chosen for which multiplication and division give the same codes
-    (layers/reciprocals.py).
+    `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph,
+    which may multiply an input by 1 / scale where Octavo divides it by the scale. With `graphs`, and for every model
+    with convolutions, input scales are chosen for which both give the same codes (layers/reciprocals.py).
 
-    The report lists each folded batch norm with its convolution; its warnings begin with `warnings`. The field
-    `example` of the result is the first call.
+    The report lists each folded batch norm with its convolution, and its warnings begin with `warnings`. The result's
+    field `example` holds the first call, from which an ONNX graph can be traced.
 
     Raises the exceptions of `calibrate`, and UsageError if `model` has batch norms and cannot be copied.
     """

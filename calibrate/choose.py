@@ -86,12 +86,12 @@ def choose(
     work: Work,
     sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
 ) -> Selection:
-    """Chooses how each layer of the plan becomes integers. The rounding method sums statistics over calls;
-    `sums_memory` returns how many bytes they may take, and is called just before weights are rounded.
+    """Chooses how each layer of the plan becomes integers. Weight rounding sums statistics over calls; `sums_memory`
+    returns how many bytes these sums may take, and is called just before weights are rounded. The ranks of `work` (the
+    processes of the run) share the calls and the layers, so each of them has to call this function.
 
-    Collective: the ranks of `work` share the calls and the layers. Raises MisfitError if there are no calls or a call
-    does not fit the model; NumbersError for an input that is not finite and, with `settings.strict`, for a layer that
-    never ran; DeviceError when memory runs out.
+    Raises MisfitError if there are no calls or a call does not fit the model; NumbersError for an input that is not
+    finite and, with `settings.strict`, for a layer that never ran; DeviceError when memory runs out.
     """
     survey = None
     if settings.surveying:
@@ -147,8 +147,8 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
     """Returns a dict from layer name to the range of the layer's input after its transform, for the linear layers in
     `surveys`.
 
-    Leaves out layers that received no input, and layers whose transform mixes channels: a survey keeps the extremes of
-    each channel, from which the range of a mixture of channels cannot be computed.
+    Leaves out layers that received no input. Also leaves out layers whose transform mixes channels, because a survey
+    only keeps the extremes of each channel, and these do not give the range of a mixture of channels.
     """
     return {
         name: [survey.all.range(transform)]
@@ -172,9 +172,9 @@ def _observations(
     transforms: Mapping[str, Transform],
     bins: Bins,
 ) -> Observations:
-    """Returns the ranges of the layers' inputs after their transforms: from `survey` for layers whose range it holds,
-    for the other layers from another replay, with an observer for each timestep bin in `bins`. `work` holds the
-    progress display and the ranks that take part."""
+    """Returns the ranges of the layers' inputs after their transforms. A range that `survey` holds is taken from there
+    (None: there was no survey). The other ranges are found in another replay, with an observer for each timestep bin in
+    `bins`. `work` holds the progress display and the ranks that take part."""
     surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:

@@ -23,8 +23,9 @@ _QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
     """Context manager: prepares `model` for the statements in the body of `with`. Replaces wrappers by the modules
-    inside them, removes the hooks with which accelerate offloads weights, loads these weights, and resets torch's
-    global state (`torch_state.settled`). Afterwards model and torch are as before.
+    inside them, removes the hooks with which accelerate offloads weights, and loads these weights. Puts torch's global
+    state, such as default dtype, default device and autocast, into the state in which torch starts. Afterwards model
+    and torch are as before.
 
     Raises UsageError, with a remedy, for a weight that is still on the meta device after loading, and for a model with
     group offloading or layerwise casting of diffusers.
@@ -91,7 +92,7 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
 
 def _moves(hook: Any) -> bool:
     """Returns whether `hook`, the accelerate hook of a module, does nothing else than move weights and inputs between
-    devices. Returns False for None, a module without a hook."""
+    devices. A module without a hook has None as `hook`, for which the result is False."""
     if hook is None:
         return False
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook

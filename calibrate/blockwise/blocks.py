@@ -39,11 +39,11 @@ Visit = Callable[[str], Callable[[], None] | None]
 
 
 def do_nothing(name: str) -> None:
-    """Does nothing at the block `name`: the default of the argument `visit` of `sweep`."""
+    """Does nothing. The default of `visit`, the function that `Blocks.sweep` calls with the `name` of each block."""
 
 
 def every_position(position: int) -> bool:
-    """Returns True: the default of `wanted` in `sweep`, which keeps the block outputs of every call."""
+    """Returns True. The default of `wanted`, so that `Blocks.sweep` stores the outputs of the blocks for every call."""
     return True
 
 
@@ -62,7 +62,7 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns what `answer` returns. If `answer` raises Stopped, as for a later block, the model's forward ends."""
+        """Returns what `answer` returns. `answer` may raise Stopped instead, which ends the model's forward here."""
         return self._answer([args, kwargs])
 
 
@@ -109,8 +109,8 @@ class Blocks:
 
     def rehearse(self, calls: Iterable[Call]) -> None:
         """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs. Runs only the
-        first call of each kind. Calls are of one kind if they differ only in tensors and in arguments that are numbers,
-        and not, for example, in a list of layers to skip."""
+        first call of each kind. Two calls are of one kind if their arguments differ only in the values of tensors and
+        of numbers. Calls that skip different layers, for example, are of two kinds."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -126,12 +126,11 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs `call`, with each block's weights in memory while the block runs. Returns a dict from block name to the
-        list of the block's outputs, one for each run, in the order of the blocks. A SpilledTensor stands for each
-        tensor; its file is deleted, and only shape and dtype remain. `keep`: stores the model's output for `check_end`.
-
-        Raises MisfitError if the model's output depends on more than those outputs, as when a block changes an input.
-        """
+        """Runs `call`, with each block's weights in memory only while the block runs. Returns a dict from block name to
+        the list of the block's outputs, one for each run, in the order of the blocks. In the outputs a SpilledTensor
+        stands for each tensor, and has its dtype and shape; the values are deleted. If `keep` is True, keeps the
+        model's output for `check_end`. Raises MisfitError if blocks pass on data otherwise than in their outputs, for
+        example by changing an input in place."""
         shapes: dict[str, list[Any]] = {}
         running: list[str] = []
         with self._spill.writing() as file:
@@ -190,18 +189,19 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Call this inside `ended`. Raises MisfitError unless the model, with a stub in place of each block, gives the
-        same output for the first call as it gave with its blocks in `rehearse`."""
+        """Raises MisfitError unless the model, with stubs that return the blocks' stored outputs, gives the same output
+        for the first call as it gave with its blocks in `rehearse`. Only for use inside `with self.ended(...)`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. A stage is named after
-        its block, or END for what follows the last block. Replaces the outputs of one block at a time by NaN, and sees
-        which stages receive NaN. A block counts as needed by all stages if its outputs cannot be NaN because they are
-        integers. `shapes` has the blocks' outputs in `call`, as `_shapes` returns them."""
+        """Adds to `needs`, a dict from stage to block names, the blocks whose outputs each stage needs for `call`. A
+        stage is named after the block that it works on; the stage after the last block is END. Runs the model once for
+        each block, with NaN in place of the block's outputs; the stages that receive NaN need these outputs. Integer
+        outputs cannot be NaN, so all stages count as needing them. `shapes` is a dict from block name to the block's
+        outputs in `call`, in which a SpilledTensor stands for each tensor."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -228,8 +228,8 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields, one by one, the calls that were passed to `sweep` or `ended`, whichever is running. The caller may
-        run the model only on the call that was yielded last."""
+        """Yields, one by one, the calls that the running `sweep` or the running `with ended(...)` was given. The caller
+        may run the model on the call that was yielded last, but not on earlier ones."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -243,12 +243,12 @@ class Blocks:
 
         `visit` is called with the block's name. It may run the model on some or all of `self.calls()`, several times;
         in each run the block receives its inputs. If `visit` returns a function, this function is called afterwards to
-        change the block, such as to install integer layers. Later blocks receive the outputs that the block had before
-        this change.
+        change the block, for example to install integer layers. Later blocks receive the outputs from before this
+        change.
 
-        The block's outputs are stored for each call that `visit` ran. After `visit`, the block also runs on each other
-        call for which `wanted(position)` is True, where positions count from 0, and these outputs are stored too. Later
-        visits may run only calls with stored outputs.
+        The block's outputs are stored for each call on which `visit` ran the model. Then the model runs on each other
+        call for which `wanted(index)` is True (`index`: position in `calls`, counted from 0), and the block's outputs
+        are stored too. Later visits may only run calls whose outputs are stored.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -312,8 +312,8 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls for whose position `wanted` returns True, except those with stored outputs of the block in
-        memory."""
+        """Runs the model on each call for whose index, counted from 0, `wanted` returns True, so that the outputs of
+        the block in memory are stored. Leaves out calls for which they are stored already."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
@@ -338,8 +338,8 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files with the outputs of blocks that no later stage needs. `ahead` names the later stages:
-        blocks, and END."""
+        """Deletes the files of block outputs that no later stage needs. `ahead` has the names of the later stages: the
+        names of blocks, and END for the stage after the last block."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)
@@ -359,9 +359,9 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes and
-    differ by rounding only: the norm of each difference is at most 0.1 % (_TOLERANCE) of the norm of the tensor, or 8
-    times the machine epsilon of the tensor's dtype, if this is more (0.8 % in float16, 6 % in bfloat16)."""
+    """Returns whether two outputs of the model, `expected` and `computed`, lists of tensors, have equal shapes and
+    differ by rounding only. The norm of the difference between two tensors may be 0.1 % (_TOLERANCE) of the norm of the
+    expected tensor, or 8 times the machine epsilon of its dtype in float16 (0.8 %) and bfloat16 (6 %)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)
@@ -383,8 +383,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns `ran`, an order of block names, extended by the names that only `names` has. Each of these is inserted
-    directly behind the name that precedes it in `names`, or at the start if it is the first of `names`."""
+    """Returns `ran`, a list of block names, with the names that only `names` has inserted: each directly behind the
+    name before it in `names`, or at the start. For example, ["a", "c"] and ["a", "b", "c"] give ["a", "b", "c"]."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

@@ -6,9 +6,12 @@ them. Each block is calibrated as in `calibration.calibrate`, on calls of the wh
 its weights in memory (blocks.py). All blocks are visited twice, one after the other, in two sweeps: the first sweep
 makes float blocks into integer blocks; the second runs the measured calls through the integer blocks.
 
-Differences from `calibrate`: if a smoothing group has layers in several blocks, the layers of each block get factors of
-their own, and a warning says so; there is no learning curve; afterwards the model contains the integer layers, whose
-tensors are in files in `directory`.
+There are three differences from `calibrate`:
+- If a smoothing group has layers in several blocks, the layers of each block get factors of their own, and a warning
+  says so.
+- There is no learning curve.
+- Afterwards the model contains the integer layers. Their tensors are in files in the argument `directory` of
+  `BlockwiseCalibration`.
 """
 
 import gc
@@ -53,8 +56,8 @@ _AT_WORK = 2  # memory to calibrate a block, in multiples of its bytes: float we
 
 class _BlockGroup(NamedTuple):
     """The layers of a smoothing group (layers that share smoothing factors) that are in one block. `folds`: the sources
-    of the layers' input, into which the factors can be folded. `folds` is empty if the group has layers in other blocks
-    too: each block then has its own factors, so they cannot be folded."""
+    of the layers' input, into which the factors can be folded. If the group has layers in other blocks too, `folds` is
+    empty, because each block then has its own factors, and a source can take only one set of factors."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...]
@@ -247,8 +250,8 @@ class BlockwiseCalibration:
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:
-        """Raises UsageError for a layer that several blocks share: its integers depend on its inputs in all of these
-        blocks."""
+        """Raises UsageError for a layer that several blocks share. It cannot be calibrated block by block, because its
+        integers depend on its inputs in all of these blocks."""
         for layer, names in names_of(self._model).items():
             if layer in self._plan.quantized and len({self._block_of(name) for name in names}) > 1:
                 fact = f"several blocks share layer {layer}, which is also {names[-1]}"

@@ -20,8 +20,8 @@ Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """Returns `tensor` itself: the default `cast`, for a model that will run in the dtype that its weights already
-    have."""
+    """Returns `tensor` itself. It is the default of the argument `cast` of Parking, for a model that will run in the
+    dtype that its weights already have."""
     return tensor
 
 
@@ -39,8 +39,9 @@ class _Slot(NamedTuple):
 
 
 class Parking:
-    """Loads the tensors of modules into the memory of `device`, cast by `cast`, and parks them again: the tensors of a
-    parked module are views of memory-mapped files.
+    """Loads the tensors of modules into the memory of `device`, and parks the modules again. The tensors of a parked
+    module are views of memory-mapped files. `cast` converts each loaded tensor to the dtype in which the model will
+    run.
 
     A module that was changed while it was in memory is parked in a new file in `directory`.
     """

@@ -29,8 +29,8 @@ class SpilledTensor(NamedTuple):
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """Reads the tensor from the file, with the values and strides that it had when it was written: kernels may
-        round differently for other strides."""
+        """Reads the tensor from the file, with the values and strides that it had when it was written. The strides are
+        kept because kernels may round differently for other strides."""
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
@@ -86,8 +86,8 @@ class Spill:
 
 
 def floating(value: Any) -> bool:
-    """Returns whether every SpilledTensor in `value`, a result of `SpillFile.put`, stands for a floating-point tensor,
-    for which `filled` can return NaN."""
+    """Returns whether all tensors in `value` are floating-point, so that they can be filled with NaN. `value` is a
+    result of `SpillFile.put`, in which a SpilledTensor stands for each tensor."""
     kinds: list[bool] = []
     replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

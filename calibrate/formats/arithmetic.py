@@ -2,7 +2,7 @@
 of the dequantized layers in floating point.
 
 Importing this module needs no torch. Whole numbers are stored as float64, which holds sums of products of codes
-exactly: a sum is at most 2**14 times the number of a layer's inputs, far below 2**53.
+exactly, because such a sum is at most 2**14 times the number of a layer's inputs, far below 2**53.
 """
 
 from collections.abc import Iterator

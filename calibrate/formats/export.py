@@ -38,13 +38,13 @@ def export(
 ) -> Path:
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
-    `model` may be the float model, or have the layers of `result`. `folder_for` says which of `formats` get a
-    subfolder. `overwrite` replaces a checkpoint in `directory`. `group_readable` lets the user's group read the files.
-    `files` are further files, a dict from name to content. `max_shard_size`, in bytes or as "5GB", is the largest size
-    of a weight file. `origin` is the fingerprint of the float model, for the manifest; None: computed from `model`.
-    Raises UsageError for an unknown format or size, a model that a format cannot hold, or folded parameters that a
-    format's software would not load; StorageError if `directory` cannot be written; NumbersError for numbers that are
-    not finite.
+    `model` may be the float model, or have the layers of `result`. A format that cannot share a directory with an
+    earlier one of `formats` gets a subfolder. `overwrite` replaces a checkpoint in `directory`. `group_readable` lets
+    the user's group read the files. `files` are further files, a dict from name to content. `max_shard_size`, in bytes
+    or as "5GB", is the largest size of a weight file. `origin` is the fingerprint of the float model; None: computed
+    from `model`. Raises UsageError for an unknown format or size, a model that a format cannot hold, or folded
+    smoothing factors that the software for a format would not load; StorageError if `directory` cannot be written;
+    NumbersError for NaN or Inf.
     """
     result = _checked(model, result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))

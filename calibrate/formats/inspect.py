@@ -23,21 +23,21 @@ def views(directory: Path) -> dict[str, Path]:
 
 
 def quantized_parts(pipeline: Path) -> list[Path]:
-    """Returns the subfolders of a diffusers pipeline that hold a quantized component in a format without `Format.read`,
-    such as `diffusers` or `torchao`, which other software loads and Octavo has no reader for. `pipeline` is the
-    directory of the pipeline."""
+    """Returns the subfolders of a diffusers pipeline that hold a component quantized in a format such as `diffusers` or
+    `torchao`. Octavo has no reader for such a format (`Format.read` is None), because other software loads it.
+    `pipeline` is the directory of the pipeline."""
     folders = [path for path in sorted(pipeline.iterdir()) if path.is_dir()]
     return [folder for folder in folders if any(format_named(name).read is None for name in views(folder))]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, first those of the checks of all formats that are found in
+    """Returns the verdicts on the checkpoint in `directory`. The first verdicts are on the formats that are found in
     it.
 
-    Then follow the formats that `octavo inspect` looks for and does not find, except those whose consumer (the software
-    that loads the format) already has a verdict. For each, there are the verdicts on whether the consumer can load the
-    files that are there, or else one negative verdict. A directory without files of any format is checked for DEFAULT
-    only. A file that cannot be read gives a negative verdict, not an error.
+    Verdicts on other formats that `octavo inspect` looks for follow. They say whether the consumer of the format (the
+    software that loads the format) can load the files that are there, or that the format is missing. A consumer that
+    already has a verdict gets no further one. If `directory` has no files of any format, only the format `ascend`
+    (DEFAULT) is checked. A file that cannot be read gives a negative verdict, not an error.
     """
     directory = Path(directory)
     paths = views(directory)
@@ -55,8 +55,8 @@ def _missing(record: Format) -> Verdict:
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     """Returns whether a checkpoint is sound: True if all `verdicts` of Octavo itself, and all on software that loads
-    one of the checkpoint's formats, are positive. Verdicts on other software do not count, and neither do those on the
-    subjects in a format's `optional`.
+    one of the checkpoint's formats, are positive. Verdicts on other software do not count. Verdicts on a subject that
+    the format lists in `optional`, such as "in bfloat16" for `ascend`, do not count either.
 
     `names` are the checkpoint's formats; an empty set stands for `ascend`.
     """

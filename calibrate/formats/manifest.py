@@ -1,8 +1,8 @@
 """Writes and verifies manifests. A manifest holds the SHA-256 and the size of each file of an export, the fingerprint
 of the float model, and the version of Octavo.
 
-A manifest lies beside the files, and holds its own SHA-256, as the manifests of a capture do. Its name is
-octavo*.manifest. No software that loads a checkpoint opens a file of this name, because each opens other names only:
+A manifest lies beside the files. It also holds the SHA-256 of its own content, as the manifests of a capture do. Its
+name is octavo*.manifest. No software that loads a checkpoint opens a file with such a name:
 
 - MindIE-SD opens the description that it is given, and the weights named after it.
 - SGLang opens the first file whose name begins with quant_model_description.
@@ -63,15 +63,15 @@ class Manifest(NamedTuple):
     @property
     def covers_directory(self) -> bool:
         """True if the manifest is for all files of its directory, so that a file that it does not list is out of place.
-        Such a manifest is called octavo.manifest. A manifest with another name is for one export, beside which other
-        files may lie."""
+        Such a manifest is called octavo.manifest. Every other manifest is for the files of one export. Files of other
+        exports may lie beside them."""
         return self.path.name == MANIFEST
 
 
 class Verified(NamedTuple):
     """The result of comparing the files of a directory with its manifests: `manifests` are the manifests, `extra` the
-    names of files that no manifest lists. `extra` is empty if no manifest is called octavo.manifest: a manifest with
-    another name is for one export, beside which other files may lie."""
+    names of files that no manifest lists. If no manifest is called octavo.manifest, `extra` is empty, because each
+    manifest is then for the files of one export, and files that no manifest lists may lie beside them."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -176,11 +176,11 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
 
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
-    """Yields the names of files and folders that none of `manifests` lists. Looks in `directory` and in those of its
-    folders that hold a listed file. Leaves out names that begin with a dot.
+    """Yields the names of files and folders that none of `manifests` lists. Looks in `directory` itself, and in each
+    folder inside it that holds a listed file. Leaves out names that begin with a dot.
 
-    Yields nothing if no manifest is called octavo.manifest: a manifest with another name is for one export, beside
-    which other files may lie.
+    Yields nothing if no manifest is called octavo.manifest, because each manifest is then for the files of one export,
+    and files that no manifest lists may lie beside them.
     """
     if not any(manifest.covers_directory for manifest in manifests):
         return

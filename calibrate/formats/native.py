@@ -50,9 +50,10 @@ class NativeModel:
         return dict(groups)
 
     def written(self, integers: Collection[str], layers: Iterable[str]) -> set[str]:
-        """Returns the names of the layers that become integer layers in the runtime. They are those of `integers` that
-        the runtime can load as integer layers, except a layer that the runtime joins with a float layer. `layers` are
-        the diffusers names of all linear layers of the model."""
+        """Returns the names of the layers that become integer layers in the runtime. `integers` are the names of the
+        layers that were quantized, and `layers` the names of all linear layers of the model, both as diffusers has
+        them. A layer of `integers` is left out if the runtime can hold it only as float, or if the runtime joins it
+        with a float layer."""
         return {
             name for group in self.joined(layers).values() if all(member in integers for member in group)
             for name in group
@@ -85,8 +86,9 @@ def reason_against(model: str, known: Mapping[str, NativeModel], unthreaded: Map
     """Returns the reason why `runtime` cannot load integer layers of the model class `model`, and what the user can do;
     "" if it can load them.
 
-    `known` has the model classes for which it can. `unthreaded` is a dict from the name of another model class to the
-    reason; without an entry, the reason is that Octavo does not know the layers.
+    The keys of `known` are the names of the model classes whose integer layers `runtime` can load. `unthreaded` is a
+    dict from the name of another model class to the reason why it cannot. For a class that is in neither dict, the
+    reason is that Octavo does not know its layers.
     """
     if model in known:
         return ""

@@ -46,15 +46,16 @@ def _name(hook: Any) -> str:
 
 
 def _is_own_method(layer: nn.Module, method: str) -> bool:
-    """Returns whether the attribute `method` of the object `layer`, which has one, is only the method of the layer's
-    class, bound to the layer. Such an attribute, as accelerate sets it, changes nothing."""
+    """Returns whether the attribute `method` of the object `layer` is the method of the layer's class, bound to the
+    layer, and nothing else. accelerate sets such an attribute; it changes nothing. `layer` must have the attribute
+    itself, and not only through its class."""
     bound = vars(layer)[method]
     return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 
 
 def _is_patched(layer: nn.Module, method: str) -> bool:
-    """Returns whether `method` of nn.Linear or nn.Conv2d, of which `layer` is an instance, was replaced: the function
-    that is there now was not defined in the Python module that defines the class."""
+    """Returns whether someone replaced `method` in the class nn.Linear or nn.Conv2d, whichever `layer` is an instance
+    of. A method counts as replaced if its function was not defined in the Python module that defines the class."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):
             function = getattr(kind, method)

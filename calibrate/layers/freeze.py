@@ -102,9 +102,10 @@ def _with_float_bias(
 
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
-    """Returns deq and quant_bias, both (out,), or both (bins, out) for a TimestepInput; or a text with the reason why
-    the layer has to stay float. `quantized` has the weight's codes and scales. The ranges of `input` are known
-    beforehand. `offset` (out,), bias plus bias correction, is added to the layer's output."""
+    """Returns the tensors deq and quant_bias of a layer; or a text with the reason why the layer has to stay float.
+    Each tensor is (out,), or (bins, out) for a TimestepInput. `quantized` has the weight's codes and scales. `input` is
+    a StaticInput or TimestepInput, because the ranges must be known beforehand. `offset` (out,) is the float bias plus
+    the bias correction, which the layer adds to its output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
@@ -122,16 +123,16 @@ def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input
 
 def rounded_deq(deq: Tensor) -> Tensor:
     """Returns each number of `deq` (input scale times weight scale), rounded to the nearest float32 number whose lower
-    13 bits are zero: an Ascend device ignores these bits."""
+    13 bits are zero, because an Ascend device ignores these bits."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _DEQ_BITS).to(torch.int32).view(torch.float32)
 
 
 def _deq_without_weights(bias: Tensor) -> Tensor:
-    """Returns, for each output channel, the deq that it needs if all its weights are zero; (out,), like `bias`. The
-    caller uses only the numbers of such channels. The sum of products of such a channel is always 0, so its output is
-    quant_bias * deq. To make this exactly the channel's `bias`, deq is a power of two by which the bias, as float32,
-    can be divided without a remainder."""
+    """Returns the deq (out,) of output channels whose weights are all zero; the caller ignores the numbers of all other
+    channels. The sum of products of such a channel is always 0, so its output is quant_bias * deq. This output has to
+    be exactly the channel's `bias` (out,), rounded to float32. Therefore deq is a power of two by which the rounded
+    bias can be divided without a remainder."""
     exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)

@@ -93,13 +93,15 @@ class Input:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
-        """Makes an input of this class from a layer's `tensors`, a dict from name to tensor with at least the names in
-        TENSORS. `scheme` is the rule for the input's codes."""
+        """Makes an input of this class from a layer's `tensors`, a dict from name to tensor. The dict must have the
+        names in the attribute TENSORS of the class, such as "input_scale", and may have more. `scheme` is the rule for
+        the input's codes."""
         return cls(scheme=scheme)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that turn the input into codes, such as a scale: a dict with the names in TENSORS as keys."""
+        """The tensors that turn the input into codes: a dict from name, such as "input_scale", to tensor. Its keys are
+        the names in the attribute TENSORS of the class."""
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
@@ -121,8 +123,8 @@ class Input:
 class StaticInput(Input):
     """Quantizes all inputs with one range, whose scale and zero point are `qparams`, 0-d.
 
-    A StaticInput made by `TimestepInput.in_bins` may have one range for each row of the input; scale and zero point
-    then have a first axis of rows.
+    In a call with several noise levels, `TimestepInput.in_bins` makes a StaticInput with a range for each row of the
+    input. Scale and zero point then have a first axis of rows.
     """
 
     ranged = by_patch = True

@@ -11,8 +11,9 @@ from .noise_level import attach
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:
-    """Returns a dict with a key for each module in `model`: the first of its names in the order of `named_modules`. The
-    value is the list of all its names; a module that is used in several places has several."""
+    """Returns a dict with an entry for each module in `model`. The key is the first name of the module in the order of
+    `named_modules`, and the value is the list of all its names. A module that is used in several places has several
+    names."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -23,11 +24,11 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` into `model` under `name`. A module that is used in several places is replaced only under this
     name.
 
-    An integer layer inside nn.TransformerEncoderLayer also gets a forward pre-hook that does nothing. Without this hook
-    the encoder layer could take its fast path, which reads the weights of its layers instead of running them, and would
-    take an integer weight for a float one. The normal path does not accept nested tensors. So each
-    nn.TransformerEncoder around the layer gets use_nested_tensor = False, and no longer makes nested tensors from
-    padded batches.
+    nn.TransformerEncoderLayer has a fast path, which reads the weights of its layers instead of running them, and would
+    take an integer weight for a float one. It does not take the fast path if one of its layers has a hook, so an
+    integer layer inside it gets a forward pre-hook that does nothing. The normal path does not accept nested tensors.
+    So each nn.TransformerEncoder around the layer gets use_nested_tensor = False, and no longer makes nested tensors
+    from padded batches.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)

@@ -79,8 +79,8 @@ class IntegerLayer(nn.Module):
     buffers (all others), so that `to` moves them.
 
     `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level` is None until
-    the layer is put into a denoiser (install.py). If ranges depend on the noise level, the layers of the denoiser then
-    share one NoiseLevel object there, which holds the noise level of the denoiser's current call.
+    the layer is put into a denoiser (install.py). If ranges depend on the noise level, all layers of the denoiser then
+    have the same NoiseLevel object as `noise_level`; it holds the noise level of the denoiser's current call.
     """
 
     input_scale: Tensor
@@ -185,8 +185,8 @@ class IntegerLayer(nn.Module):
 
     def _float_weight(self, dtype: torch.dtype, outputs: slice = _ALL) -> tuple[Tensor, Tensor | None]:
         """Returns the dequantized weight and the bias (None without one) of the output channels `outputs`, in `dtype`.
-        Converts the codes to float32 before it multiplies them by the scale: int8 times float32 in one operation is ten
-        times slower."""
+        Converts the codes to float32 before it multiplies them by the scale, because multiplying int8 by float32 in one
+        operation takes ten times as long."""
         weight = in_float32(self.weight[outputs].detach())
         weight.mul_(spread(decoded(self.weight_scale[outputs]), weight))
         return weight.to(dtype), None if self.bias is None else self.bias[outputs].to(dtype)

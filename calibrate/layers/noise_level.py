@@ -20,7 +20,7 @@ class NoiseLevel:
     """Stores the noise level of a denoiser's call while the call runs, for all integer layers of the denoiser.
 
     `record` and `clear` are hooks of the denoiser, before and after each call. A deep copy of the denoiser has a
-    NoiseLevel of its own: copying the hooks copies the NoiseLevel whose methods they are.
+    NoiseLevel of its own, because copying a hook, which is a method of a NoiseLevel, also copies this NoiseLevel.
     """
 
     def __init__(self) -> None:
@@ -50,9 +50,9 @@ class NoiseLevel:
         """Returns the index of the current call's timestep bin, among the bins that `edges` separate. The result is
         0-d, or (rows,) if the call has a noise level for each of the `rows` rows of a layer's input.
 
-        If the call has several noise levels, but not one for each row, the largest level applies to the whole input;
-        also if `rows` is None, for an input without an axis of rows. Raises MisfitError outside a call of the denoiser,
-        and in a call without a time argument.
+        `rows` is None for an input without an axis of rows. If the call has several noise levels, but not one for each
+        row, or if `rows` is None, the largest level applies to the whole input. Raises MisfitError outside a call of
+        the denoiser, and in a call without a time argument.
         """
         levels = self._levels
         if levels is None:

@@ -114,10 +114,10 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise levels of the denoising steps for which the checkpoint was written. Each W8A8_TIMESTEP layer has
-        one row of scales, zero points, deq and quant_bias for each of these levels. If the checkpoint was not written
-        for certain steps, the levels are chosen so that each timestep bin contains at least one. Empty if there are no
-        W8A8_TIMESTEP layers.
+        """The noise levels of the denoising steps for which the checkpoint was written; empty if there are no
+        W8A8_TIMESTEP layers. Each W8A8_TIMESTEP layer has one row of scales, zero points, deq and quant_bias for each
+        of these levels. If the export was given no denoising steps, it chose the levels, at least one in each timestep
+        bin.
 
         Reading the property raises FileError if the metadata of the weight file are damaged.
         """
@@ -144,7 +144,8 @@ class Checkpoint:
         return self._listed(CORRECTED, name)
 
     def made_bias(self, name: str) -> bool:
-        """Returns whether the layer `name` has a bias only for its bias correction: its float layer has no bias."""
+        """Returns whether the integer layer `name` has a bias although its float layer has none. It then has the bias
+        only for its bias correction."""
         return self._listed(MADE_BIASES, name)
 
     @property
@@ -185,9 +186,9 @@ def _finite(value: Any) -> bool:
 
 
 def file_names_in(directory: Path) -> tuple[str, str]:
-    """Returns the names of the weight file and the description in a directory: the files that a single process wrote,
-    or if there are none, the files of the first rank of a distributed run. Raises FileError if there is no
-    description."""
+    """Returns the names of two files in a directory: the weight file, and the description, the JSON file that gives the
+    scheme of each tensor. They are the files that a single process wrote, or if there are none, the files of the first
+    rank of a distributed run. Raises FileError if there is no description."""
     for scheme in HELD:
         name = DESCRIPTION_FILE.format(scheme.lower())
         ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))

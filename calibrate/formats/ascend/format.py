@@ -43,8 +43,8 @@ def read(directory: Path) -> Readable:
 
 
 def find(directory: Path) -> Path | None:
-    """Returns the path of an ascend checkpoint, `directory` or its subfolder "ascend"; None if neither holds the
-    description of one."""
+    """Returns the path of an ascend checkpoint: `directory` or its subfolder "ascend", whichever holds a description
+    (the JSON file that gives the scheme of each tensor), tried in this order. Returns None if neither holds one."""
     folders = (directory, directory / "ascend")
     return next((folder for folder in folders if any(folder.glob(DESCRIPTION_FILE.format("*")))), None)
 

@@ -1,4 +1,5 @@
-"""Defines the names in the format `ascend`: of files, of keys in the description and the metadata, and of tensors.
+"""Defines the names of three kinds of things in the format `ascend`: files, keys in the description (the JSON file that
+gives the scheme of each tensor) and in the metadata of the weight file, and tensors.
 
 The names are those of msModelSlim and MindIE-SD. Keys that begin with octavo are Octavo's own; no other software reads
 them.

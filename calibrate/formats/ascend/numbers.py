@@ -157,9 +157,9 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads the input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer with `reader`, and returns
-    a copy of `layer` that has them. The field `dtype` of the copy is the dtype of the stored input scale, which is that
-    of the float layer."""
+    """Returns a copy of `layer`, a W8A8 or W8A8_TIMESTEP layer, to which the input scale, zero point, deq and
+    quant_bias are added. `reader` reads these numbers from the checkpoint. The field `dtype` of the copy is the dtype
+    of the stored input scale, which is also the dtype of the float layer."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -197,9 +197,9 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
-    """Returns `layer` with one row of scale, zero point, deq and quant_bias for each timestep bin, in place of one row
-    for each denoising step. `levels` are the noise levels of the steps. The noise levels that separate the bins are
-    read from the checkpoint of `reader`.
+    """Returns a copy of `layer` in which scale, zero point, deq and quant_bias have one row for each timestep bin. In
+    `layer` they have one row for each denoising step, as in the file. `levels` are the noise levels of the steps. The
+    noise levels that separate the bins are read from the checkpoint of `reader`.
 
     Raises FileError if a bin contains no step, or if the rows of two steps in the same bin differ.
     """

@@ -66,8 +66,8 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
 
 
 def _tensor(array: Array) -> Tensor:
-    """Returns `array` as a tensor. If it has LARGE bytes or more, the tensor shares its memory; a smaller array is
-    copied."""
+    """Returns `array` as a tensor. An array of 256 KiB (LARGE) or more shares its memory with the tensor; a smaller one
+    is copied."""
     return torch.from_numpy(array) if array.nbytes >= LARGE else torch.tensor(array)
 
 

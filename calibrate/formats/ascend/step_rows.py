@@ -16,8 +16,8 @@ from ...layers.noise_level import bins_of
 class StepRows(NamedTuple):
     """Holds which timestep bins of a W8A8_TIMESTEP layer the denoising steps of a run fall into.
 
-    `bins` (steps,) has the index of the bin for each step. `edges` are noise levels that separate the bins that have a
-    step, one between each two neighbours. Bins without a step are not written.
+    `bins` (steps,) has the index of the bin for each step. Bins that contain no step are not written. If n bins contain
+    a step, `edges` (n - 1,) are noise levels that separate these n bins.
     """
 
     bins: Tensor

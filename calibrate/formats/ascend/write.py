@@ -41,7 +41,8 @@ NO_ATTENTION: Mapping[str, AttentionRow] = {}  # for `attention`: all attention 
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
-    """Returns the scheme that the checkpoint is named after: the scheme of all layers, or W8A8 if they have several."""
+    """Returns the scheme that the checkpoint is named after: the scheme of the `layers` if all have the same one,
+    otherwise W8A8."""
     schemes = {layer.scheme for layer in layers.values()}
     return schemes.pop() if len(schemes) == 1 else "W8A8"
 

@@ -83,8 +83,8 @@ def _attention(content: Content) -> Iterator[Verdict]:
 
 def _markers(content: Content) -> Iterator[str]:
     """Yields the faults of markers in words. A marker is the JSON object that says how a layer is quantized. There are
-    two kinds of faults: a marker that cannot be read, has an unknown format or does not fit the layer's weight; and an
-    int8 weight that has no marker or does not have two axes."""
+    two kinds of faults. One is a marker that cannot be read, has an unknown format, or belongs to no weight or to a
+    weight of another dtype. The other is an int8 weight that has no marker or does not have two axes."""
     yield from content.faults
     markers = content.effective
     for name in content.integer_weights:
@@ -160,8 +160,8 @@ def _is_power_of_four(group: object) -> bool:
 
 
 def _dropped(content: Content) -> Iterator[str]:
-    """Yields a fault for each tensor of an int8 layer that ComfyUI ignores although the layer's output depends on it,
-    such as a smoothing multiplier."""
+    """Yields a fault for each tensor that ComfyUI does not read although the output of an 8-bit layer depends on it,
+    such as the layer's smoothing multiplier."""
     for name in dict.fromkeys([*content.int8, *content.integer_weights]):
         for leaf in _DROPPED:
             if f"{name}.{leaf}" in content.tensors:
@@ -194,8 +194,9 @@ _CHECKS: tuple[tuple[str, Callable[[Content], Iterator[str]], str], ...] = (
 
 
 def family_in(names: Collection[str]) -> tuple[Family | None, bool]:
-    """Returns the `Family` (the native names) of the model that has tensors of these `names`, and True if `names` are
-    native names, False if they are those of diffusers. Returns (None, True) if no family has such names."""
+    """Returns the `Family` of a model, a table of the native names of its tensors. `names` are the tensor names in a
+    file. The second result is True if they are native names, False if they are names of diffusers. Returns (None, True)
+    if `names` fit no `Family`."""
     for family in FAMILIES.values():
         if family.diffusers in names:
             return family, False

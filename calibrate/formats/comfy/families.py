@@ -1,5 +1,5 @@
-"""Defines FAMILIES, a dict from the name of a model's class in diffusers to the native names of its tensors, which
-ComfyUI reads."""
+"""Defines FAMILIES, a dict from the name of a model's class in diffusers to its `Family`, a table of the native names
+of its tensors, which ComfyUI reads."""
 
 from .family import Family
 from .image_families import AURAFLOW, CHROMA, FLUX, FLUX2, KREA2, QWEN_IMAGE, QWEN_IMAGE_21, SD3, Z_IMAGE

@@ -1,4 +1,5 @@
-"""Lists the native names of models that draw pictures, one `Family` for each model."""
+"""Lists, for models that draw pictures, the native names of their tensors, which ComfyUI reads. Each model has a
+`Family`, a table of these names."""
 
 from .family import Family, Rules, below, same
 

@@ -44,7 +44,9 @@ class _Rule(NamedTuple):
 
     @classmethod
     def of(cls, name: str, native: str, part: int = 0, parts: int = 1) -> "_Rule":
-        """Makes the rule from `name`, the name in diffusers, in which {} stands for the number of the block."""
+        """Makes the rule that renames `name`, a name in diffusers, to `native`; in both, {} stands for the number of
+        the block. The native tensor is the concatenation of `parts` tensors in diffusers, among which a tensor called
+        `name` has the position `part`, counted from 0."""
         pattern = re.escape(name).replace(re.escape("{}"), r"(\d+)")
         return cls(re.compile(pattern + r"((?:\..*)?)"), native, part, parts)
 
@@ -62,8 +64,8 @@ def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
 
 
 def family_of(model: "nn.Module") -> Family:
-    """Returns the `Family`, the native names, of a model. Raises UsageError for a model whose native names are not
-    known."""
+    """Returns the `Family` of a model, a table of the native names of its tensors. Raises UsageError for a model whose
+    native names are not known."""
     config = getattr(model, "config", None)
     if reason := refusal(type(model).__name__, config if isinstance(config, Mapping) else {}):
         raise UsageError(f"format comfy: {reason}")
@@ -72,10 +74,10 @@ def family_of(model: "nn.Module") -> Family:
 
 def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
     """Returns a dict from native name to `Rows`, which names the tensors in diffusers that the native tensor is made
-    of. `names` are diffusers' names of all tensors of a model.
+    of. `names` are diffusers' names of all tensors of a model, and `family` is the table of its native names.
 
-    Raises UsageError for a tensor that has no native name, and for a native tensor of which the model has only some of
-    the parts.
+    Raises UsageError for a tensor that has no native name. Also raises it if a native tensor is made of several
+    tensors, and the model has only some of them.
     """
     found: dict[str, dict[int, str]] = {}
     rules: dict[str, tuple[_Rule, str]] = {}
@@ -98,8 +100,9 @@ def native_names(names: Iterable[str], family: Family) -> dict[str, Rows]:
 
 
 def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
-    """Returns the rule of `family` that renames the tensor `name`, and the groups that the rule's pattern captures: the
-    number of the block, if there is one, and the rest of the name. Raises UsageError if there is no such rule."""
+    """Returns the rule of `family`, a model's table of native names, that renames the tensor `name`. Also returns the
+    groups that the rule's pattern captures: the number of the block, if there is one, and the rest of the name. Raises
+    UsageError if there is no such rule."""
     for rule in _rules(family.title):
         if match := rule.pattern.fullmatch(name):
             return rule, match.groups()
@@ -108,7 +111,8 @@ def _rule_for(name: str, family: Family) -> tuple[_Rule, tuple[str, ...]]:
 
 @cache
 def _rules(title: str) -> tuple[_Rule, ...]:
-    """Returns the rules of the family called `title`, sorted from the longest name in diffusers to the shortest."""
+    """Returns the renaming rules of the `Family` (table of native names) with this `title`, sorted from the longest
+    name in diffusers to the shortest, so that the first rule that fits a tensor is the right one."""
     family = next(family for family in FAMILIES.values() if family.title == title)
     rules: list[tuple[int, _Rule]] = []
     for native, sources in family.rules.items():
@@ -135,9 +139,9 @@ def joined(model: "nn.Module", names: Collection[str]) -> list[tuple[str, ...]]:
 
 
 def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
-    """Returns the names of the layers that have to stay float, among `names`, the layers of `model` that would become
-    integers. They are the convolutions, and the layers that are concatenated into one matrix with a layer that stays
-    float."""
+    """Returns the names of the layers that this format can hold only as float. `names` are the layers of `model` that
+    would otherwise become 8-bit layers; their `scheme` makes no difference. The result contains the convolutions among
+    `names`, and the linear layers that are concatenated into one matrix with a layer that stays float."""
     convolutions = not_linear(model, names)
     integers = set(names) - convolutions
     parted = [group for group in together(model) if not integers.issuperset(group)]

@@ -50,8 +50,8 @@ _ROWS = 32  # ComfyUI fills a weight in MXFP8 up to a multiple of so many rows
 
 
 class Source(NamedTuple):
-    """A tensor of the model under its name in diffusers. `tensor` is the tensor of the float model. `layer` is the
-    integer layer that replaces the float layer to which the tensor belongs; None if that layer stays float."""
+    """A tensor of the model, to be written. `tensor` is the tensor of the float model. `layer` is the integer layer
+    that replaces the float layer to which the tensor belongs; None if that layer stays float."""
 
     tensor: Planned
     layer: QuantizedLayer | None
@@ -130,8 +130,9 @@ def refusal_of(layer: QuantizedLayer) -> str | None:
 def sources_of(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]
 ) -> dict[str, Source]:
-    """Returns a dict from name in diffusers to `Source`, in the order of the state dict of `model`. A tensor of one of
-    the integer `layers` is listed only if it is the weight or the bias.
+    """Returns a dict from the name of a tensor in diffusers to its `Source`, which holds the tensor and the integer
+    layer that it belongs to, if any. The dict is in the order of the state dict of `model`. A tensor of one of the
+    integer `layers` is listed only if it is the weight or the bias.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value.
@@ -211,9 +212,9 @@ def swizzled(scales: Tensor) -> Tensor:
 
 
 def _float(native: str, source: Source) -> Planned:
-    """Returns the float tensor of `source`. If `source` belongs to an integer layer, that is the layer's dequantized
-    weight or its bias; otherwise it is the tensor of the float model. `native` is the name that the tensor will have in
-    the file."""
+    """Returns `source` as a float tensor. If `source` belongs to an integer layer, this is the layer's dequantized
+    weight or its bias; otherwise it is the tensor of the float model. `native`, the name that the tensor will have in
+    the file, says whether it is a weight."""
     layer = source.layer
     if layer is None:
         return source.tensor
@@ -225,8 +226,9 @@ def _float(native: str, source: Source) -> Planned:
 
 
 def _joined(parts: list[Planned], rows: Rows) -> Planned:
-    """Returns a `Planned` tensor, which is computed when it is written. It is what `join` returns for the tensors of
-    `parts` and for `rows`."""
+    """Returns a `Planned` tensor, which is computed when it is written: `parts`, concatenated along the rows. If
+    `rows.swapped` is True, the first and the second half of the rows are then exchanged. If `rows.flat` is True, the
+    result is then flattened to one axis."""
     if len(parts) == 1 and not rows.swapped and not rows.flat:
         return parts[0]
     shape = torch.Size((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))

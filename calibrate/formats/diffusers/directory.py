@@ -124,8 +124,8 @@ def find_intact(directory: Path, method: str, folder: str) -> Path | None:
     """Looks in `directory` and then in its subfolder `folder` for a model with the quant_method `method`, and returns
     the path of the first one. Returns None if neither holds one.
 
-    If files of `directory` are damaged, it is skipped, because `find_method` returns it. If files of the subfolder are
-    damaged, the subfolder is returned, so that a check reports the damage.
+    A damaged `directory` is passed over, because the searches for the formats `diffusers` and `torchao` return it, so
+    that their checks report the damage. A damaged subfolder is returned, so that a check reports its damage.
     """
     try:
         if method_at(directory) == method:

@@ -1,5 +1,5 @@
-"""Describes the integer layers of a model for quantization_config, and builds integer layers from that description
-before their tensors are loaded."""
+"""Describes the integer layers of a model for `quantization_config`, an entry of the model's config.json. From this
+description it builds integer layers without values, into which the stored tensors are then loaded."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,8 +18,8 @@ from .structure import LayerKind, Structure
 
 
 def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
-    """Returns what quantization_config holds about `layers`: the dtype of their float tensors, and the kind of each
-    layer.
+    """Returns what quantization_config, an entry of config.json, holds about the integer `layers`: the dtype of their
+    float tensors, such as biases, and the kind of each layer, such as its scheme and its number of timestep bins.
 
     `layers` is a dict from name to integer layer; a layer that is used in several places is in it under each of its
     names.

@@ -39,7 +39,8 @@ class Method(StrEnum):
 
 
 class OctavoConfig(QuantizationConfigMixin):
-    """The `quantization_config` of config.json, with the keys that the module `structure` lists.
+    """The `quantization_config` of config.json. It says, for example, which scheme each integer layer has; the module
+    `structure` lists all keys.
 
     The key "backend" may be added by hand: the name of the backend in `runtime.BACKENDS` that computes the integer
     layers. Without it Octavo chooses a backend for the device.
@@ -127,12 +128,14 @@ class OctavoQuantizer(DiffusersQuantizer):
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
 
     def check_if_quantized_param(self, *_: Any, **__: Any) -> bool:
-        """Returns True for every tensor, so that diffusers calls `create_quantized_param` for all."""
+        """Returns True for every tensor, so that diffusers calls `create_quantized_param`, which puts the tensor into
+        the model, for all of them."""
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises MisfitError. diffusers calls this method for a stored tensor, `loaded`, whose shape differs from that
-        of the model's tensor `current`. `check_stored` refuses such tensors earlier."""
+        """Raises MisfitError. diffusers calls this method if the stored tensor `loaded` and the model's tensor
+        `current`, both called `name`, differ in shape. Octavo normally refuses the checkpoint before diffusers comes to
+        this tensor."""
         raise _misfit(name, f"has shape {list(loaded.shape)} in the checkpoint and {list(current.shape)} in the model")
 
     def create_quantized_param(  # type: ignore[override]
@@ -169,8 +172,8 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
     yet. `structure` lists these layers.
 
     Raises MisfitError for a tensor that is only in the checkpoint or only in the model, and for a wrong shape or dtype.
-    The scales, deq and integers of integer layers must have the dtype that they have in the model. For other tensors
-    any float dtype may stand for another.
+    In an integer layer, all tensors except the bias and the smoothing multiplier must have the dtype that they have in
+    the model. Other float tensors may be stored in any float dtype.
     """
     state = model.state_dict()
     missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))

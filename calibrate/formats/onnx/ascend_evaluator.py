@@ -1,8 +1,9 @@
 """Runs a graph with Ascend's operators on the CPU, with the integers that an Ascend device computes.
 
-onnx.reference executes the float operators. Between AscendQuant and AscendDequant this module computes in whole
-numbers, as Ascend's compiler has the device do: a Conv is padded with the offset of the AscendQuant before it, and
-offset times the sum of the weights is subtracted from the accumulator.
+onnx.reference executes the float operators. The operators between AscendQuant and AscendDequant are computed in whole
+numbers by this module, as Ascend's compiler has the device do: a Conv is padded with the offset (zero point) of the
+AscendQuant before it, and offset times the sum of the weights is subtracted from the accumulator, the integer sum of
+products.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,13 @@
-"""Builds the graph for Ascend's compiler, `{arch}_quant.onnx`, with Ascend's operators in the default domain.
+"""Builds the graph for Ascend's compiler, NAME_quant.onnx, with Ascend's operators in the default domain.
 
     AscendQuant(scale = 1 / input_scale, offset, quant_bit = 8)   x -> int8
     Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq); deq = input scale * weight scale
     AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64 with the float32 bits of deq in its low half
 
-No bias contains the offset: Ascend's compiler itself subtracts offset times the sum of the weights from the
-accumulator, and pads with the offset, which stands for 0.0. So the accumulator ends with the same number as in Octavo's
-integer layer. AscendQuant multiplies by 1 / input_scale where Octavo's layer divides by input_scale;
+The offset is the zero point of the input, the code that stands for 0.0. Unlike Octavo's quant_bias, the int32 bias does
+not contain the effect of the offset, because Ascend's compiler itself pads with the offset, and subtracts offset times
+the sum of the weights from the accumulator (the sum of products). So the accumulator ends with the same number as in
+Octavo's integer layer. AscendQuant multiplies by 1 / input_scale where Octavo's layer divides by input_scale;
 `layers.reciprocals` chooses float32 scales for which both give the same codes.
 """
 

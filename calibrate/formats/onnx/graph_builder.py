@@ -126,9 +126,9 @@ def float_graph(traced: "ModelProto") -> "ModelProto":
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
-    """Renames the output of each placeholder, a node that stands for an integer layer during tracing, to the name of
-    the layer; the exporter had given it only a number. A placeholder has the number i if its layer is order[i], a name.
-    `builder` makes the names unique."""
+    """Gives the output of each placeholder, a node that stands for an integer layer during tracing, the name of the
+    layer; the exporter had given the output only a number. `order` has the names of the layers. A placeholder whose
+    attribute `index` is i stands for the layer order[i]. `builder` makes the names unique."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}

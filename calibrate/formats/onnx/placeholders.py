@@ -25,7 +25,8 @@ _SIZES = (  # attributes of layers that a model's own code may read, for example
 
 
 class Placeholder(nn.Module):
-    """A module that stands for the integer `layer`, with the number `index`, while the model is traced.
+    """A module that stands for the integer `layer` while the model is traced. In the graph it is one node, whose
+    attribute `index` is the number `index`, so that the node can later be replaced by the nodes of the layer.
 
     The module's output has the shape, dtype and device of the layer's output. `torchscript` is True if torch's
     TorchScript exporter traces, False for its dynamo exporter.

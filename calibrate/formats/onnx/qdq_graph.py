@@ -3,11 +3,13 @@
 Activations are int8 with a zero point, weights int8 with a scale for each output channel, biases int32. Octavo's layers
 multiply the integer sum by deq, the rounded product of input scale and weight scale. So the scale of a weight is
 written as deq / input_scale, and the graph multiplies by the same deq with which calibration measured the accuracy. A
-Conv pads with the zero point, which stands for 0.0. A W8A16 layer has an int8 weight, dequantized, and a float bias.
+Conv pads with the zero point, which stands for 0.0. A W8A16 layer has an int8 weight, which a node dequantizes, and a
+float bias.
 
-QuantizeLinear computes saturate(round(x / scale) + zero_point), Octavo's layers saturate(round(x / scale +
-zero_point)). The two codes can differ by one if x / scale is halfway between two integers, or so near to halfway that
-adding the zero point in float32 rounds the sum to halfway. Otherwise, and if the zero point is 0, both codes are equal.
+QuantizeLinear computes clamp(round(x / scale) + zero_point, -128, 127), Octavo's layers clamp(round(x / scale +
+zero_point), -128, 127). The two codes can differ by one if x / scale is halfway between two integers, or so near to
+halfway that adding the zero point in float32 rounds the sum to halfway. Otherwise both codes are equal. They are always
+equal if the zero point is 0.
 """
 
 from collections.abc import Mapping
@@ -31,11 +33,11 @@ _SMALLEST = torch.finfo(torch.float32).smallest_normal  # smallest scale of a we
 
 
 def qdq(traced: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> "ModelProto":
-    """Builds the graph for onnxruntime from `traced`, in which a placeholder node with the number i stands for layer i
-    of `layers`.
+    """Builds the graph for onnxruntime from `traced`, in which placeholder nodes stand for the integer `layers`: node
+    number i for the layer at position i of the dict.
 
-    Raises UsageError for a layer that is neither static W8A8 nor W8A16, and NumbersError for a scale of a weight that
-    float32 does not hold or a bias that int32 does not hold.
+    Raises UsageError for a layer that is neither static W8A8 nor W8A16. Raises NumbersError for a weight scale that
+    float32 does not hold, and for a bias that int32 does not hold.
     """
     for name, layer in layers.items():
         if layer.scheme not in _SCHEMES:

@@ -99,9 +99,9 @@ def trace(
 ) -> "ModelProto":
     """Traces `model` to a graph in which each of `layers` is a placeholder node, numbered in the order of `layers`.
 
-    `example` is the call of the model to trace, with args and kwargs. Its tensors are the inputs of the graph, named
-    `input_names`; None: input.1, input.2 and so on. Their first axis may have any length, unless the model fixes it.
-    `exporters` are tried one after the other until one succeeds.
+    `example` is the call of the model to trace, with args and kwargs. Its tensors are the inputs of the graph.
+    `input_names` are their names; None stands for input.1, input.2 and so on. The first axis of an input may have any
+    length, unless the model fixes the length. `exporters` are tried one after the other until one succeeds.
 
     Raises UsageError unless there is a different name for each input, MisfitError for a model that no exporter can
     export and for a layer that the call does not reach.
@@ -142,8 +142,9 @@ def _cause(error: BaseException) -> str:
 
 
 def _with_two_rows(call: Any) -> Any:
-    """Returns a copy of the arguments of `call`, because tracing may change them. In the copy, each tensor whose first
-    axis has length 1 is repeated to length 2; exporters would write a length of 1 as a constant."""
+    """Returns a copy of `call`, the arguments of a call, so that tracing does not change the original tensors. In the
+    copy, each tensor whose first axis has length 1 is repeated to length 2, because exporters would write a length of 1
+    into the graph as a constant."""
 
     def copied(x: Any) -> Any:
         if not isinstance(x, Tensor):

@@ -52,8 +52,9 @@ _AGAIN = "octavo calibrate --format sdnq"
 
 
 def _settings(model: Model) -> Verdict:
-    """Returns the verdict on the quantization_config: which of its keys, such as `use_hadamard`, change what sdnq
-    computes. Negative only if `use_svd` is set and the tensors that it needs are missing."""
+    """Returns the verdict on the quantization_config. The verdict says which keys of quantization_config, such as
+    `use_hadamard`, change what sdnq computes. It is negative only if `use_svd` is set and the tensors that this key
+    needs are missing."""
     config = model.quantization
     stored = {name.rpartition(".")[2] for name in model.tensors}
     if config.get("use_svd") and "svd_up" not in stored:
@@ -99,9 +100,9 @@ def _wrong_scale(tensor: StoredTensor) -> bool:
 
 
 def _converted_floats(model: Model) -> str | None:
-    """Returns the name of a float weight that sdnq would take for an int8 weight; None if there is none. That happens
-    to a weight that is not in `modules_to_not_convert` and seems to be that of a linear layer: it has two axes, and
-    there is a bias beside it."""
+    """Returns the name of a float weight that sdnq would take for an int8 weight; None if there is none. sdnq does so
+    with the weight of a linear layer that is not in the list `modules_to_not_convert`. A weight counts as that of a
+    linear layer if it has two axes, and there is a bias beside it."""
     floats = words(model.quantization, FLOAT_LAYERS)
     for name, tensor in model.tensors.items():
         if name.endswith(WEIGHT) and tensor.stored.dtype != "int8" and len(tensor.stored.shape) == 2:
@@ -112,7 +113,8 @@ def _converted_floats(model: Model) -> str | None:
 
 
 def _surplus(model: Model, names: list[str]) -> str | None:
-    """Returns the name of a tensor of an int8 layer that sdnq would not load; None if there is none."""
+    """Returns the name of a tensor that belongs to one of the int8 layers `names`, but that sdnq would not load; None
+    if there is no such tensor."""
     layers, config = set(names), model.quantization
     more = ("zero_point", "svd_up", "svd_down") if config.get("use_svd") else ("zero_point",)
     for key in model.tensors:

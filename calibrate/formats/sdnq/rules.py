@@ -29,7 +29,8 @@ _LEAST, _MULTIPLE = 32, 16  # smallest number of channels, and the divisor of it
 
 
 def kept_float(model: "nn.Module", names: Collection[str], scheme: str) -> set[str]:
-    """Returns those of the layers `names` of `model`, which would become integers, that sdnq holds only as float."""
+    """Returns the names of the layers that sdnq can hold only as float. `names` are the layers of `model` that would
+    otherwise become 8-bit layers; their `scheme` makes no difference."""
     return not_linear(model, names) | {name for name in names if in_float32(model, name)}
 
 
@@ -46,8 +47,8 @@ def fits_matmul(outputs: int, inputs: int) -> bool:
 
 def listed(parameter: str, names: Collection[Any]) -> bool:
     """Returns whether sdnq finds the parameter called `parameter`, such as "proj.weight", in the list `names` of its
-    config. An entry of the list may be the name of a parameter, one part of it between dots, a pattern with "*", or a
-    dot and the beginning of a name."""
+    config. An entry of the list may be the name of a parameter; one part of it between dots, such as "proj"; a pattern
+    with "*"; or a dot and the beginning of a name, such as ".pro"."""
     parts = parameter.split(".")
     return any(
         parameter.startswith(name[1:]) if name.startswith(".")
@@ -57,8 +58,8 @@ def listed(parameter: str, names: Collection[Any]) -> bool:
 
 
 def words(config: Mapping[str, Any], key: str) -> Sequence[Any]:
-    """Returns the list under `key` of the quantization_config `config`. A string is returned as a list of one; [] for a
-    value of another type and without the key."""
+    """Returns the list under `key` of the quantization_config `config`. A string is returned as a list of one string.
+    If there is no such key, or its value has another type, returns []."""
     value = config.get(key)
     return value if isinstance(value, list) else [value] if isinstance(value, str) else []
 

@@ -1,8 +1,9 @@
 """Writes the format `sdnq`: a directory that diffusers loads with the library sdnq installed, and without Octavo.
 
-The names and the layout of the tensors are in the module `rules`. sdnq computes a W8A8_DYNAMIC layer as Octavo does:
-with int8 codes of the input and a scale for each token. But it cannot do so for a layer of every size. A W8A8_DYNAMIC
-layer of another size, and each W8A16 layer, is listed in `modules_to_not_use_matmul`, so that its input stays float.
+The names and the layout of the tensors are in the module `rules`. sdnq computes a W8A8_DYNAMIC layer as Octavo does,
+with int8 codes of the input and a scale for each token, if the numbers of input and output channels are at least 32 and
+divisible by 16. All other W8A8_DYNAMIC layers, and all W8A16 layers, are listed in `modules_to_not_use_matmul`, so that
+their inputs stay float.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,8 +51,11 @@ def write_sdnq(
 
 
 def _check_modules(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> None:
-    """Raises UsageError for a layer that sdnq would not find in the model, because it is used under several names or
-    its float layer is of a subclass of nn.Linear, and for a layer that diffusers keeps in float32."""
+    """Raises UsageError for a layer that the format cannot hold, for one of three reasons:
+    - the layer is used under several names, of which sdnq replaces only one
+    - the layer's float layer is not of the class nn.Linear itself, the only class that sdnq replaces
+    - diffusers gives the layer inputs in float32, which sdnq does not multiply by weights of another dtype
+    """
     names = names_of(model)
     for name in layers:
         if len(names[name]) > 1:

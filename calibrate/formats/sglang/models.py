@@ -1,10 +1,10 @@
 """Lists the model classes that SGLang-diffusion 0.5.23 can load with int8 layers, and for each class the layers that
 may be int8. Importing this module needs no torch.
 
-SGLang has its own names for some layers. It looks up each layer that may be int8 in the description (the JSON file that
-gives the scheme of each tensor) by this name, and raises an error if the name is missing. If a layer that must be float
-is int8 in the files, SGLang only warns, and uses the codes as bfloat16 weights. In SGLang's Flux, the feed-forward
-layers of the double blocks must be float.
+SGLang has its own names for some layers. SGLang looks up each layer that may be int8, by SGLang's name of the layer, in
+the description (the JSON file that gives the scheme of each tensor), and raises an error if the name is missing. If a
+layer that must be float is int8 in the files, SGLang only warns, and uses the codes as bfloat16 weights. In SGLang's
+Flux, the feed-forward layers of the double blocks must be float.
 """
 
 from ..native import NativeModel, patterns

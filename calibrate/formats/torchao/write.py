@@ -155,8 +155,8 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
     """Returns the scales of the weight's output channels, (out,). For a static layer they are deq / input scale, where
     deq is the rounded product of input scale and weight scale.
 
-    A channel whose weights are all zero keeps the weight scale of the layer: its deq is chosen for its bias alone and
-    is no such product.
+    A channel whose weights are all zero keeps the weight scale of the layer, because its deq is not that product; it
+    was chosen for the channel's bias alone.
     """
     if not layer.calibrated:
         return layer.weight_scale
