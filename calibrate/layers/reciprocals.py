@@ -5,9 +5,9 @@ Let s be a scale, z its zero point, and r = 1 / s rounded to float32. A scale qu
 quotient form x / s + z and the product form x * r + z round to the same code. Each operation is rounded to float32.
 
 Both forms rise with x, so they give the same codes if each code begins at the same x in both. In the quotient form the
-code q begins at the x where x / s + z reaches q - 1/2. This sum is rounded to float32, so x / s + z before rounding
-lies in an interval around q - 1/2: at most half a step of float32 below or above. `reciprocal_agrees` computes the x
-for the ends and for the middle of this interval, and compares both forms at all float32 numbers near these x.
+code q begins at the x where x / s + z, rounded to float32, reaches q - 1/2. Before this rounding, x / s + z may be up
+to half a float32 step smaller or larger than q - 1/2. `reciprocal_agrees` computes the x for q - 1/2 and for half a
+step below and above it, and compares both forms at all float32 numbers near these three x.
 """
 
 from collections.abc import Callable

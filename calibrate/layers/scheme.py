@@ -126,8 +126,8 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Rounds `x` in place to the nearest codes; values outside the codes become the lowest or the highest code of
-        the rule. The values of `x` have already been divided by the scale, and the zero point added."""
+        """Rounds `x` in place to the nearest codes. Values outside the codes become the lowest or the highest code. The
+        values of `x` have already been divided by the scale, and the zero point added."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -246,12 +246,12 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns scale and zero point. The scale is the smallest one not below `scale` that `dtype` can store. The zero
-    point is 0 for a symmetric `scheme`, otherwise the one with which the lowest code stands for about `low`. Returns
-    None if `dtype` cannot store such a scale.
+    """Returns a scale that `dtype` can store, and its zero point; None if `dtype` cannot store a suitable scale. The
+    scale is the smallest one not below `scale`. If `scheme` is symmetric, the zero point is 0. Otherwise the zero point
+    is chosen so that the lowest code stands for about `low`, the lower end of the range.
 
-    For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
-    codes as dividing by it.
+    If `scheme.reciprocal` is True and `dtype` is float32, the scale is raised until multiplying by 1 / scale gives the
+    same codes as dividing by the scale.
     """
 
     def zero_point(stored: float) -> int:
