@@ -39,10 +39,11 @@ def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
 
 def next_scale(scale: float, zero_point: Callable[[float], int]) -> float | None:
     """Returns the smallest float32 scale found, not below `scale` > 0, for which multiplying by the reciprocal of the
-    scale gives the same codes as dividing by the scale.
+    scale gives the same codes as dividing by the scale. Searches the 4096 float32 numbers from `scale` upwards, and
+    leaves out those whose reciprocals have larger rounding errors.
 
-    `zero_point` is a function that returns the zero point for a scale. Returns None if no scale with this property is
-    found close above `scale`, for example because the reciprocals there are not normal float32 numbers.
+    `zero_point` is a function that returns the zero point for a scale. Returns None if no scale is found, for example
+    because the reciprocals are not normal float32 numbers.
     """
     first = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
     scales = (first + torch.arange(_SEARCHED, dtype=torch.int32)).view(torch.float32)

@@ -270,8 +270,8 @@ def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
     """Returns the smallest value of `dtype` that is not below `scale`. Returns None if this value is infinite, more
     than 25 % above `scale`, or below the normal float32 numbers.
 
-    The 25 % matter in float16, whose values below 6e-5 are 6e-8 apart: rounding up could make so small a scale twice as
-    large.
+    The 25 % matter in float16. Its values below 6e-5 are 6e-8 apart, so rounding up could make so small a scale twice
+    as large.
     """
     stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:

@@ -46,8 +46,8 @@ def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def lowest_cost(groups: Groups) -> Cost:
-    """Returns the smallest bytes and the smallest time that any choice of an option for each of `groups` can have;
-    there may be no single choice with both."""
+    """Returns the smallest bytes and the smallest time of all choices of an option for each of `groups`. The two may
+    belong to different choices."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),

@@ -148,6 +148,6 @@ class Survey:
 
     @property
     def has_tokens(self) -> bool:
-        """True if the input has, on average, more than eight rows for each sample of a batch: the rows are then tokens.
-        Otherwise False: the input then has one or a few vectors for each sample, such as a time embedding."""
+        """True if the input has, on average, more than eight rows for each sample of a batch, because so many rows are
+        tokens. An input with fewer rows has one or a few vectors for each sample, such as a time embedding."""
         return self.train.rows + self.held_out.rows > _FEW * self._current.samples

@@ -8,8 +8,8 @@ torch sums the last axis of a contiguous tensor row by row, and the order of a r
 length. So the sum of a token is the same for any batching of tokens and any number of threads. The sums of tokens are
 then added exactly (exact_sum.py).
 
-torch sums a token in float32, which takes a third of the time of float64, if the token's values vary enough around
-their mean: the variance computed from both sums then has 6 correct digits. All other tokens are summed in float64. The
+torch sums a token in float32, which takes a third of the time of float64, if the token's values vary so much around
+their mean that the variance computed from both sums has 6 correct digits. All other tokens are summed in float64. The
 choice of the dtype depends on the token alone.
 """
 
@@ -78,8 +78,9 @@ def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Cuts the rows of `x` (rows, channels) into pieces of at most _ROW values, because torch splits longer rows over
-    threads. Returns the sum and the sum of squares of each piece, in one or several RowSums, in no particular order."""
+    """Cuts the rows of `x` (rows, channels) into pieces of at most 4096 values (_ROW), because torch splits longer rows
+    over threads. Returns the sum and the sum of squares of each piece, in one or several RowSums, in no particular
+    order."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 
