@@ -58,11 +58,11 @@ def learning_curve(
     report.json: {calls, prompts, output_sqnr in dB}.
 
     `chosen` holds snapshots: what was observed of the inputs after the first 1, 2, 4, ... prompts. Each of the latest
-    snapshots, at most three, gives a row: choices are made from the snapshot, the layers of `plan` in `model` become
-    integer layers with these choices, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last
-    row is for all calls, with weights rounded to the nearest. If the calibration itself rounds them so, this row is
-    left out, and the caller adds it. Returns [] if measuring would take too long, or if snapshots do not give choices
-    (`earlier_choices`).
+    snapshots, at most three, gives a row. For this row, choices are made from the snapshot, the layers of `plan` in
+    `model` become integer layers with these choices, and the SQNR is measured on `calls`, whose float outputs are
+    `exact`. The last row is for all calls, with weights rounded to the nearest. The caller adds this row if the
+    calibration itself rounds weights to the nearest and corrects no biases. Returns [] if measuring would take too
+    long, or if the snapshots lack what choices need, such as ranges for timestep bins.
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """
@@ -86,16 +86,19 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns the choices that fewer calibration calls would have given: a dict from the numbers of calls and prompts
-    (CallCount) to a dict from layer name to choice. It has an entry for each snapshot that the learning curve measures;
-    a snapshot holds what was observed in the first 1, 2, 4, ... prompts. One more entry, for all calls, has the choices
-    of `chosen`. In all entries weights are rounded to the nearest. `work` holds the progress display and the ranks that
-    take part.
+    """Returns the choices that fewer calibration calls would have given: a dict from CallCount, the numbers of calls
+    and prompts, to a dict from layer name to choice. A snapshot holds what was observed in the first 1, 2, 4, ...
+    prompts. The dict has an entry for each of the latest snapshots, at most three, and one for all calls with the
+    choices of `chosen`. In all entries weights are rounded to the nearest. `work` holds the progress display and the
+    ranks that take part.
 
-    The dict is empty in four cases: measuring a snapshot would take too long; the input stays float, so that choices do
-    not depend on the calls; the layers that stay float are picked by their error on all calls (`settings.fallback`); or
-    snapshots do not hold all ranges. Ranges are missing with timestep bins. With an observer other than "minmax" they
-    are also missing if the inputs were surveyed, for smoothing, rotation or a rounding method.
+    The dict is empty in four cases:
+
+    - Measuring a snapshot would take too long.
+    - The input stays float, so choices do not depend on the calls.
+    - The layers that stay float are picked by their error on all calls (`settings.fallback`).
+    - The snapshots do not hold all ranges. This is so with timestep bins, and with an observer other than "minmax" if
+      the inputs were surveyed, for smoothing, rotation or a rounding method.
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
@@ -154,8 +157,8 @@ def _gain(last: Mapping[str, Any], half: Mapping[str, Any], decibels: str) -> st
 
 
 def _size(row: Mapping[str, Any]) -> int:
-    """Returns the number of prompts of a row of the learning curve, or its number of calls where the calls do not name
-    their prompts."""
+    """Returns the number of prompts of `row`, a row of the learning curve. If the calls do not name their prompts,
+    returns the number of calls."""
     return int(row["calls"] if row["prompts"] is None else row["prompts"])
 
 

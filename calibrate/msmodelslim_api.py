@@ -298,11 +298,12 @@ class Calibrator:
         was calibrated. Other files there stay.
 
         `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
-        bias is an input of its Conv or Gemm; otherwise it is added by an Add node, with the same numbers.
+        bias is an input of its Conv or Gemm. Without `fuse_add` an Add node adds the bias, and the results are the
+        same.
 
-        Raises UsageError before `run`; for `input_names` that do not give each input a name, or give two inputs the
-        same name; for a `model_arch` that cannot begin a file name; and for layers that are not static W8A8. Raises
-        MisfitError for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
+        Raises UsageError before `run`; if `input_names` has not one name for each input, or has a name twice; for a
+        `model_arch` that cannot begin a file name; and for layers that are not static W8A8. Raises MisfitError for a
+        model that torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
         result = self.result
         with opened(self.model):
@@ -314,8 +315,8 @@ class Calibrator:
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
         """Returns five dicts from layer name to tensor: input_scale (1,), input_offset (1,), weight_scale (out, 1),
-        weight_offset (out, 1), quant_weight (int8, in the shape of the weight). An offset is a zero point; those of
-        weights are 0.
+        weight_offset (out, 1), quant_weight (int8, in the shape of the weight). An offset is a zero point; the offsets
+        of weights are 0.
 
         input_scale and input_offset are None for a layer whose input has no stored range (W8A16).
         """

@@ -134,9 +134,9 @@ def frozen(
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
     """Makes the integer layer of each layer of `plan` once, from its choice in `choices`: how the input becomes codes,
-    the smoothing, the weight and the bias correction. Layers in `reasons`, a dict from layer name to the reason to stay
-    float, are not made. Returns two results: `plan`, in which these layers stay float, and those whose integer layer
-    cannot be made; and a dict from name to integer layer, which is empty without `keep_layers`."""
+    the smoothing, the weight and the bias correction. Two kinds of layers stay float: those in `reasons`, a dict from
+    layer name to the reason, and those whose integer layer cannot be made. Returns the plan in which these layers stay
+    float, and a dict from name to integer layer. The dict is empty if `keep_layers` is False."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:
@@ -151,8 +151,8 @@ def frozen(
 
 def without_multipliers(model: nn.Module, plan: Plan, choices: Mapping[str, Choice], settings: Settings) -> Plan:
     """Returns the plan in which a layer stays float if its smoothing factors cannot be folded, for example because
-    another layer of its smoothing group stays float. With `settings.multipliers` returns `plan` itself: such a layer
-    then multiplies its input at run time."""
+    another layer of its smoothing group stays float. If `settings.multipliers` is True, `plan` itself is returned,
+    because a layer may then multiply its input by its factors at run time."""
     if settings.multipliers or not settings.smoothing:
         return plan
     transforms = {name: choices[name].transform for name in plan.quantized}

@@ -116,15 +116,15 @@ def make_plan(
     """Returns the plan for `model`: which layers get the scheme `scheme`, and which stay float for which reason.
 
     `keep_float`: patterns of layers that the user keeps float, whatever other patterns say. `quantize`: patterns of
-    layers that are quantized although a default keeps them float. Each pattern of `keep_float` and `quantize` has to
-    match a layer. `defaults`: patterns of layers that the model's family keeps float, with the reason. If `defaults` is
-    None (model of no family), only layers inside repeated blocks are quantized (`general_reason`), except those that
-    match `more`. A pattern is the name of a layer or of a module that contains layers, with * and ? as wildcards:
-    `blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for messages.
+    layers that are quantized although a default keeps them float. `defaults`: a dict from pattern to reason, for layers
+    that the model's family keeps float; None if it has no family. Then layers outside repeated blocks stay float
+    (`general_reason`), and those that match `more`, another such dict. A pattern is the name of a layer or of a module
+    that contains layers, with wildcards * and ?: `blocks.0` matches all layers of that block. `option`: the user's name
+    of `keep_float`, for messages.
 
-    Raises UsageError for a pattern of `keep_float` or `quantize` without a match, a plan without a quantized layer, a
-    model whose layers are not plain float layers (`check_model`), and a model that is itself a layer; FileError for a
-    module name that a checkpoint cannot hold.
+    Raises UsageError for a pattern of `keep_float` or `quantize` that matches no layer, a plan without a quantized
+    layer, a model whose layers are not plain float layers (`check_model`), and a model that is itself a layer;
+    FileError for a module name that a checkpoint cannot hold.
     """
     if (alone := kind_of(model)) is not None:
         raise UsageError(f"model: is a single {KINDS[alone]} layer. Pass torch.nn.Sequential(layer).")
@@ -233,9 +233,10 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 class Rules(NamedTuple):
     """The patterns of layer names by which `make_plan` decides which layers stay float. `keep_float` and `quantize` are
-    the user's patterns of layers to keep float or to quantize; the former win. For all other layers, `defaults` decide:
-    the patterns that the model's family keeps float, each with its reason. If `defaults` is None, the general rule
-    (`general_reason`) and the patterns of `more`, each with its reason, decide instead."""
+    the user's patterns of layers to keep float or to quantize; a layer that matches both stays float. For all other
+    layers, `defaults` decides, a dict from pattern to reason, for the layers that the model's family keeps float. If
+    the model has no family, `defaults` is None; then the general rule (`general_reason`) decides, and `more`, a dict
+    from pattern to reason, keeps further layers float."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]
@@ -260,7 +261,7 @@ def block_names(model: nn.Module) -> list[str]:
     """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists. Members that contain
     no other modules, such as single layers, are left out.
 
-    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's
+    Returns [] if no block contains a linear layer, because the stages of a convolutional network do not count as
     blocks.
     """
     blocks: dict[str, nn.Module] = {}
@@ -277,10 +278,10 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
     """Returns the reason why the layer of `entry` stays float under the general rule, for models without defaults of a
     family; None for a layer to be quantized.
 
-    In a model with repeated blocks, whose names are `blocks`, the rule quantizes only layers inside blocks, and not
-    those that are known to be sensitive to 8 bits. In any model it keeps float the layers that the model's class lists
-    in diffusers' attributes `_skip_layerwise_casting_patterns` and `_keep_in_fp32_modules`. If the class has no
-    `_skip_layerwise_casting_patterns`, and the model has blocks, diffusers' default patterns apply instead.
+    In a model with repeated blocks, whose names are `blocks`, the rule keeps float all layers outside blocks, and the
+    layers inside that are known to be sensitive to 8 bits. In any model it keeps float the layers that the model's
+    class lists in diffusers' attributes `_skip_layerwise_casting_patterns` and `_keep_in_fp32_modules`. If the class
+    has no `_skip_layerwise_casting_patterns`, and the model has blocks, diffusers' default patterns apply instead.
     """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"

@@ -88,8 +88,8 @@ def _totals(rows: Sequence[Mapping[str, Any]], findings: Findings) -> dict[str, 
 
 
 def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
-    """Returns the row of the layer of `entry` in `layers` of report.json. `layer` is None for a layer that stays float.
-    `findings` has the results for all layers."""
+    """Returns the row for the layer of `entry` in the list `layers` of report.json. `layer` is the layer's integer
+    form; None for a layer that stays float. `findings` has the results for all layers."""
     choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
     ranges = findings.ranges.get(entry.name)
     before = entry.bytes
@@ -125,20 +125,24 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search of a
-    budget switches layers from float to a scheme, a group of layers together, and runs the pipeline. The mean squared
-    error of the final latents is called error here.
+    """Returns the report of a calibration under a budget: `report` with the additions from `mixture` that the table
+    lists. A search under a budget switches layers from float to a scheme, a group of layers together, and runs the
+    pipeline. In the table, error is the mean squared error of the final latents.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
-    | layers | trajectory_error: dict from scheme to the error with only the layer's group switched to the scheme    |
+    | layers | trajectory_error: dict from scheme to the error when only the layer's group has the scheme, and all   |
+    |        | other layers are float                                                                                |
     | budget | a dict with these keys:                                                                               |
-    |        | - budget: as the user wrote it; groups, runs: numbers of groups and of runs of the pipeline           |
-    |        | - bytes, time (estimated; 1 for all float): each a dict of float (all layers float), limit, and used  |
+    |        | - budget: the text that the user wrote                                                                |
+    |        | - groups, runs: numbers of groups and of runs of the pipeline                                         |
+    |        | - bytes: a dict of float (all layers float), limit (None: no limit) and used                          |
+    |        | - time: the same for the estimated time, as a share of the time of the float layers                   |
     |        | - schemes: dict from scheme to number of layers; float: number of float layers                        |
     |        | - exchanges: how many times one or two groups got another scheme because that lowered the error       |
-    |        | - error: dict of measured (after the exchanges), before (measured before them), relative (measured /  |
-    |        | mean square of the float latents), estimated (sum of the groups' errors, each group switched alone)   |
+    |        | - error: a dict of measured (after the exchanges), before (measured before the exchanges), relative   |
+    |        | (measured / mean square of the float latents) and estimated (sum of the groups' errors, each measured |
+    |        | with all other groups float)                                                                          |
     """
     errors = mixture.errors
     rows = [

@@ -72,8 +72,9 @@ def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
 
 
 def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Returns the time argument (the noise level) among `arguments`, a dict from name to argument of a denoiser's call,
-    as float32: 0-d where all its numbers are equal, else 1-d. Returns None for a call without a time argument."""
+    """Returns the time argument (the noise level) of a denoiser's call as float32; None if the call has none.
+    `arguments` is a dict from name to argument. A time argument whose numbers are all equal becomes 0-d, any other
+    1-d."""
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):

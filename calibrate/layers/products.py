@@ -42,8 +42,8 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
 
 @cache
 def sums_in_int32() -> bool:
-    """Returns whether this CPU has VNNI and so sums products of int8 numbers in int32. Without VNNI it sums pairs of
-    products in int16, which saturates."""
+    """Returns whether this CPU has VNNI, instructions that sum products of int8 numbers in int32. A CPU without VNNI
+    sums pairs of products in int16, which saturates."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
@@ -81,8 +81,8 @@ def float_convolution(
 
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:
-    """Returns the exact product, int32 (..., out), of codes `q` (..., in) and an int8 `weight` (out, in), added up from
-    float32 sums of at most 1024 products (_PIECE), which are exact."""
+    """Returns the exact product, int32 (..., out), of codes `q` (..., in) and an int8 `weight` (out, in). Adds up
+    float32 sums of at most 1024 products each, because sums of so few products are exact."""
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)
@@ -95,9 +95,9 @@ def _in_float(q: Tensor, weight: Tensor) -> Tensor:
 def integer_convolution(
     q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> Tensor:
-    """Returns the exact convolution, int32 (batch, out, height, width), of padded codes `q` (batch, in, height, width)
-    with an int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32. `stride`,
-    `dilation` and `groups` are those of the convolution."""
+    """Returns the exact convolution, int32 (batch, out, height, width), of codes `q` (batch, in, height, width) with an
+    int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32, and already have the
+    padding. `stride`, `dilation` and `groups` are those of the convolution."""
     channels, taps = weight.shape[1], weight[0, 0].numel()
     if not (q.device.type == "cpu" and torch.backends.mkldnn.is_available() and q.numel() and taps <= _PIECE):
         return F.conv2d(q.double(), weight.double(), None, stride, 0, dilation, groups).to(torch.int32)

@@ -5,9 +5,9 @@ Let s be a scale, z its zero point, and r = 1 / s rounded to float32. A scale qu
 quotient form x / s + z and the product form x * r + z round to the same code. Each operation is rounded to float32.
 
 Both forms rise with x, so they give the same codes if each code begins at the same x in both. In the quotient form the
-code q begins at the x where x / s + z reaches q - 1/2. This sum is rounded to float32, so x / s + z before rounding
-lies in an interval around q - 1/2: at most half a step of float32 below or above. `reciprocal_agrees` computes the x
-for the ends and for the middle of this interval, and compares both forms at all float32 numbers near these x.
+code q begins at the x where x / s + z, rounded to float32, reaches q - 1/2. Before this rounding, x / s + z may be up
+to half a float32 step smaller or larger than q - 1/2. `reciprocal_agrees` computes the x for q - 1/2 and for half a
+step below and above it, and compares both forms at all float32 numbers near these three x.
 """
 
 from collections.abc import Callable
@@ -39,10 +39,11 @@ def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
 
 def next_scale(scale: float, zero_point: Callable[[float], int]) -> float | None:
     """Returns the smallest float32 scale found, not below `scale` > 0, for which multiplying by the reciprocal of the
-    scale gives the same codes as dividing by the scale.
+    scale gives the same codes as dividing by the scale. Searches the 4096 float32 numbers from `scale` upwards, and
+    leaves out those whose reciprocals have larger rounding errors.
 
-    `zero_point` is a function that returns the zero point for a scale. Returns None if no scale with this property is
-    found close above `scale`, for example because the reciprocals there are not normal float32 numbers.
+    `zero_point` is a function that returns the zero point for a scale. Returns None if no scale is found, for example
+    because the reciprocals are not normal float32 numbers.
     """
     first = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
     scales = (first + torch.arange(_SEARCHED, dtype=torch.int32)).view(torch.float32)

@@ -126,8 +126,8 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Rounds `x` in place to the nearest codes; values outside the codes become the lowest or the highest code of
-        the rule. The values of `x` have already been divided by the scale, and the zero point added."""
+        """Rounds `x` in place to the nearest codes. Values outside the codes become the lowest or the highest code. The
+        values of `x` have already been divided by the scale, and the zero point added."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -246,12 +246,12 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns scale and zero point. The scale is the smallest one not below `scale` that `dtype` can store. The zero
-    point is 0 for a symmetric `scheme`, otherwise the one with which the lowest code stands for about `low`. Returns
-    None if `dtype` cannot store such a scale.
+    """Returns a scale that `dtype` can store, and its zero point; None if `dtype` cannot store a suitable scale. The
+    scale is the smallest one not below `scale`. If `scheme` is symmetric, the zero point is 0. Otherwise the zero point
+    is chosen so that the lowest code stands for about `low`, the lower end of the range.
 
-    For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
-    codes as dividing by it.
+    If `scheme.reciprocal` is True and `dtype` is float32, the scale is raised until multiplying by 1 / scale gives the
+    same codes as dividing by the scale.
     """
 
     def zero_point(stored: float) -> int:
@@ -270,8 +270,8 @@ def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
     """Returns the smallest value of `dtype` that is not below `scale`. Returns None if this value is infinite, more
     than 25 % above `scale`, or below the normal float32 numbers.
 
-    The 25 % matter in float16, whose values below 6e-5 are 6e-8 apart: rounding up could make so small a scale twice as
-    large.
+    The 25 % matter in float16. Its values below 6e-5 are 6e-8 apart, so rounding up could make so small a scale twice
+    as large.
     """
     stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:

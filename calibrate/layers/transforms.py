@@ -15,11 +15,11 @@ from .schemes import ROTATIONS
 
 
 class Transform(Protocol):
-    """Maps the channels of a layer's input x by an invertible linear map T, which `tensors` store. The weight W becomes
-    W T^-1, so the product stays the same: W x = (W T^-1) (T x).
+    """Maps the channels of a layer's input x by an invertible linear map T. The weight W becomes W T^-1, so the product
+    stays the same: W x = (W T^-1) (T x).
 
-    TENSORS are the names of the tensors in a layer's state dict. `by_channel` is True if T only scales each channel by
-    a positive factor and mixes no channels.
+    T is stored as one or two tensors, which the property `tensors` returns. TENSORS are the names of these tensors in a
+    layer's state dict. `by_channel` is True if T only scales each channel by a positive factor and mixes no channels.
     """
 
     TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in a layer's state dict
@@ -27,8 +27,8 @@ class Transform(Protocol):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
-        """Makes the transform from a layer's `tensors`, a dict from name to tensor with at least the names in
-        TENSORS."""
+        """Makes the transform from `tensors`, a dict from name to tensor that has a tensor for each name in TENSORS;
+        other entries are ignored."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -41,8 +41,8 @@ class Transform(Protocol):
         """Returns the reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """Returns the input `x` after the transform (T x), rounded to the dtype of `x`. The channels are along `axis`,
-        a negative number."""
+        """Returns the input `x` after the transform, rounded to the dtype of `x`. The channels are along `axis`, a
+        negative number."""
 
     def weight(self, weight: Tensor) -> Tensor:
         """Returns the weight for the transformed input, W T^-1 in float32, where W (out, in) is the float `weight` and
@@ -165,11 +165,12 @@ TRANSFORMS: tuple[type[Transform], ...] = (MultiplyRotate, Multiply, Rotate)
 
 
 def _rotated(x: Tensor, size: int) -> Tensor:
-    """Returns `x` (..., channels) with each group of `size` channels rotated, computed in float32 (of float64: in
-    float64) and rounded once to the dtype of `x`.
+    """Returns `x` (..., channels) with each group of `size` channels rotated. Computes in float32, or in float64 if `x`
+    is float64, and rounds once to the dtype of `x`.
 
-    A factor H4 turns four numbers a, b, c, d into s - d, s - c, s - b, s - a, where s is half of their sum. So a group
-    of 256 channels takes 4 passes instead of a product with a matrix.
+    Each pass multiplies by one factor H4 of the rotation (see `Rotate`), which turns four numbers a, b, c, d of a group
+    into s - d, s - c, s - b, s - a, where s is half of their sum. So a group of 256 channels takes 4 passes instead of
+    a product with a matrix.
     """
     if not torch.compiler.is_compiling() and (kernels := kernels_for(x)):
         return kernels.rotate(x, size)

@@ -119,7 +119,7 @@ def least_error_scales(rows: Tensor, scheme: Scheme, energies: Tensor | None = N
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
     """Raises NumbersError if the tensor called `name` contains NaN or infinities. To be called before a tensor is
-    written: the message says that it was not written."""
+    written, because the message says that the tensor was not written."""
     if not finite(tensor):
         raise NumbersError(
             f"{name}: was not written, because it has values that are not finite. Check the model's files."

@@ -6,7 +6,7 @@
 | 40%       | the same bytes, as a share of the bytes that these layers have as float layers                   |
 | 0.7x      | estimated time of these layers, as a share of their estimated time as float layers. The time of  |
 |           | a layer is its number of multiply-accumulates times a factor for its scheme (the table TIME)     |
-| 40%,0.7x  | both                                                                                             |
+| 40%,0.7x  | both limits                                                                                      |
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,8 +27,8 @@ _REMEDY = "Write 5MiB, 40% (of the bytes as floats), 0.7x (of the time as floats
 
 
 class Cost(NamedTuple):
-    """Holds the cost of layers: `bytes`, the size of their tensors, and `time`, the estimated time that they compute in
-    one run of the pipeline, in units of one multiply-accumulate in half precision."""
+    """Holds the cost of layers. `bytes`: the size of their tensors. `time`: how long the layers compute in one run of
+    the pipeline, an estimate in units of one multiply-accumulate in half precision."""
 
     bytes: float = 0.0
     time: float = 0.0
@@ -114,7 +114,7 @@ def _part(text: str, part: str) -> tuple[str, float]:
 
 
 def summed(costs: Iterable[Cost]) -> Cost:
-    """Returns the sum of costs."""
+    """Returns the sum of `costs`: all bytes, and all time."""
     whole = Cost()
     for cost in costs:
         whole = whole.plus(cost)

@@ -6,9 +6,9 @@ choice is one option for each group. Costs are counted in whole cells: the diffe
 and the most expensive choice is divided into at most CELLS cells. What an option costs more than the cheapest option of
 its group is rounded up to whole cells, so the limit is kept in spite of the rounding.
 
-If bytes and time are both limited, price * time is added to the errors, where the price is a Lagrange multiplier: a
-number that is searched for, the lowest with which the choice keeps both limits. What remains of the limits is then
-spent greedily, each time on the option that lowers the error most.
+If bytes and time are both limited, price * time is added to the errors. The price is a Lagrange multiplier; a search
+finds the lowest price with which the choice keeps both limits. What remains of the limits is then spent greedily, each
+time on the option that lowers the error most.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def lowest_cost(groups: Groups) -> Cost:
-    """Returns the smallest bytes and the smallest time that any choice of an option for each of `groups` can have;
-    there may be no single choice with both."""
+    """Returns the smallest bytes and the smallest time of all choices of an option for each of `groups`. The two may
+    belong to different choices."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -77,9 +77,9 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
     """Returns the choice for the lowest price of time at which the choice keeps both limits, of bytes and time; None if
-    there is no such price. `priced(price)` returns the choice with the least sum of errors + price * time. If the price
-    is above 0, what remains of the limits is spent too (`_spend_rest`). `groups` has the options of each group of
-    layers."""
+    there is no such price. `priced(price)` returns the choice with the least sum of errors + price * time. `groups` has
+    the options of each group of layers. If the price is above 0, options of this choice are then replaced by options
+    with smaller errors, as long as both limits are kept."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice
@@ -98,8 +98,8 @@ def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list
 
 
 def _spend_rest(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
-    """Replaces options in `chosen` by options with smaller errors, while the limits are kept. Each step changes one
-    group: the one whose error can fall most. Returns the new choice."""
+    """Replaces options in `chosen` by options with smaller errors, while the limits are kept. Each step changes the
+    group whose error can fall most. Returns the new choice. `chosen` has the index of each group's option."""
     cost = cost_of_choice(groups, chosen)
     while True:
         gains = [

@@ -24,9 +24,9 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Holds the result of a search under a budget: the plan, the choices for its layers, and what report.json says of
-    it. `errors` is a dict from layer name to a dict from scheme name to the error of the final latents when only the
-    layer's group has this scheme and all other layers are float."""
+    """Holds the result of a search under a budget: `plan`, the `choices` for its layers, and `report`, the part of
+    report.json about the search. `errors` is a dict from layer name to a dict from scheme name to the error of the
+    final latents when only the layer's group has this scheme and all other layers are float."""
 
     plan: Plan
     choices: dict[str, Choice]

@@ -96,8 +96,9 @@ def input_for(input: Input, scheme: str, dtype: torch.dtype) -> Input | str:
 
 @dataclass
 class Runs:
-    """Runs the pipeline with integer layers and compares its final latents with those of a run with the float model;
-    `count` is the number of runs so far."""
+    """Runs the pipeline with integer layers and compares its final latents with those of a run with the float model.
+    `trajectory` runs the pipeline, whose denoiser is `model`, and returns its final latents. `macs` is a dict from
+    layer name to the number of multiply-accumulates in the float run, `count` the number of runs so far."""
 
     model: nn.Module
     trajectory: Trajectory
@@ -161,12 +162,12 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together. There are at most `most` groups, unless
-    the model has more blocks and layers outside blocks than that. `blocks` are the names of the model's blocks.
+    """Divides the layers `names` into groups that change their scheme together, at most `most` groups if possible.
+    `blocks` are the names of the model's blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
-    such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group. Each layer
-    outside the blocks is always a group of its own.
+    such as attn or ff, are a group. If these are still too many groups, all layers of a block are a group, even if that
+    gives more than `most` groups. Each layer outside the blocks is always a group of its own.
     """
     block_of = {name: next((prefix for prefix in blocks if name.startswith(prefix + ".")), None) for name in names}
     divided: list[tuple[str, ...]] = []

@@ -1,7 +1,7 @@
 """Python bindings of the kernels of this folder, which installing Octavo compiles; without them torch computes.
 
-The library holds the kernels once for each target: a set of vector instructions. The best target that this processor
-runs is used; the environment variable OCTAVO_KERNELS names another target, or "none".
+The library holds the kernels once for each target: a set of vector instructions. By default the best target that this
+processor runs is used. The environment variable OCTAVO_KERNELS can name another target, or be "none" to use no kernels.
 """
 
 import ctypes
@@ -55,8 +55,9 @@ class _Linear(ctypes.Structure):
 
 
 class Linear:
-    """A linear layer that the kernel `function` computes: y = ((codes - 128) @ weight.T + offset) * scale. `weight`
-    (out, in) int8, `offset` (out,) int32 (None: 0) and `scale` (out,) float32 are contiguous."""
+    """A linear layer that the kernel `function` computes: y = ((codes - 128) @ weight.T + offset) * scale. The kernel
+    reads the input's codes as uint8: each is an int8 code plus 128. `weight` (out, in) int8, `offset` (out,) int32
+    (None: 0) and `scale` (out,) float32 are contiguous."""
 
     def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
         self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
@@ -66,9 +67,9 @@ class Linear:
 
     def __call__(self, codes: Tensor, dtype: torch.dtype, gelu: str | None = None) -> Tensor:
         """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`: float32, bfloat16 or
-        float16. The sums before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. If `gelu` is
-        not None, returns GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then the argument `approximate` of
-        F.gelu, "none" or "tanh".
+        float16. The sums before `scale` are exact int32 numbers. `codes` (rows, in) uint8, contiguous, are the input's
+        int8 codes plus 128. If `gelu` is not None, returns GELU of y, with an error of up to 2e-7 * |y|; `gelu` is then
+        the argument `approximate` of F.gelu, "none" or "tanh".
 
         Raises MemoryError where memory ran out.
         """
@@ -166,24 +167,31 @@ class Kernels:
     def bfloat16_attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
     ) -> None:
-        """Computes the same as `attention` for bfloat16 tensors, from products of bfloat16 numbers. The arguments are
-        the same, but `scale` is positive. Raises MemoryError where memory ran out."""
+        """Computes attention from products of bfloat16 numbers. With scores = query @ key.T * scale + mask, each row of
+        `y` is the mean of the rows of `value` with the weights 2 ** score. `scale` is positive. Raises MemoryError
+        where memory ran out.
+
+        All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others
+        are bfloat16.
+        """
         if not _attend(self._bfloat16_attention, query, key, value, mask, y, scale):
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns an object that computes a linear layer with the kernel of this target; the arguments are those of the
-        class `Linear`."""
+        """Returns an object that computes the linear layer y = ((codes - 128) @ weight.T + offset) * scale with the
+        kernel of this target. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and `scale` (out,) float32 are
+        contiguous."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
         """Computes gram += scale ** 2 * steps.T @ steps, only on and above the diagonal, and residual += scale *
         steps.T @ errors. Below the diagonal the numbers of `gram` become arbitrary.
 
-        `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
-        `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
-        exact. The numbers of `errors` are rounded: in each column, 512 rows at a time, to multiples of 1 / 16383 of the
-        largest magnitude among these rows. Raises MemoryError where memory ran out.
+        `steps` are codes minus zero point, whole numbers from -255 to 255. `errors` are the inputs minus the values of
+        their codes, steps * scale. Both are (rows, in), float32 and contiguous. `gram` and `residual`, both (in, in),
+        are contiguous, and both float32 or both float64. The products of `steps` are exact. The numbers of `errors` are
+        rounded: in each column, 512 rows at a time, to multiples of 1 / 16383 of the largest magnitude among these
+        rows. Raises MemoryError where memory ran out.
         """
         call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
         call.is_double = gram.dtype == torch.float64
@@ -191,9 +199,9 @@ class Kernels:
             raise MemoryError("sums for a rounding method")
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int, factors: Tensor | None = None) -> None:
-        """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). If `factors` (columns,) is not None, x
-        (..., columns) is first multiplied by `factors` in the dtype of `x`. `x` is float32, bfloat16 or float16, and
-        `out` is uint8; both are contiguous."""
+        """Writes the int8 codes of `x` plus 128, as uint8, into `out`: out = clamp(round(x / scale + zero_point) + 128,
+        0, 255). If `factors` (columns,) is not None, x (..., columns) is first multiplied by `factors` in the dtype of
+        `x`. `x` is float32, bfloat16 or float16; `x` and `out` are contiguous."""
         count = x.numel()
         columns = count if factors is None else x.shape[-1]
         if factors is not None:
@@ -204,8 +212,8 @@ class Kernels:
         )  # fmt: skip
 
     def rotate(self, x: Tensor, size: int) -> Tensor:
-        """Returns `x` (..., channels) with each group of `size` channels rotated by `transforms.Rotate`: 16, 64 or 256,
-        which divides the number of channels. `x` has a dtype of TYPES."""
+        """Returns `x` (..., channels) with each group of `size` channels rotated, as `transforms.Rotate` does. `size`
+        is 16, 64 or 256, and divides the number of channels. `x` is float32, bfloat16 or float16."""
         x = x.contiguous()
         y = torch.empty_like(x)
         threads = torch.get_num_threads()
@@ -243,8 +251,8 @@ class Kernels:
         return ends if self._column_extremes(ctypes.byref(rows), low_at, high_at) else None
 
     def exact_units(self, values: NDArray[np.float64]) -> dict[int, int]:
-        """Returns the exact sum of `values`, at most 2**36 finite numbers in a contiguous array, as a dict from
-        exponent to integer: the sum is that of integer * 2**exponent over the items of the dict."""
+        """Returns the exact sum of `values`, at most 2**36 finite numbers in a contiguous array. The sum is given as a
+        dict from exponent to integer: add integer * 2**exponent over its items."""
         bins = np.zeros(2 * 2047, dtype=np.int64)
         numbers, sums = (ctypes.c_void_p(array.ctypes.data) for array in (values, bins))
         self._add_exactly(numbers, ctypes.c_int64(values.size), sums)
@@ -265,8 +273,9 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether the kernel succeeded.
-    The other arguments are those of `Kernels.attention`."""
+    """Computes attention of `query`, `key`, `value` and `mask` by `function`, a kernel of the library, and writes it
+    into `y`. Returns False if the kernel could not compute it. All tensors are (batch, heads, rows, columns) with
+    stride 1 in the last dimension."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]
@@ -288,8 +297,10 @@ def digest(folder: Path) -> str:
 @cache
 def library() -> Kernels | None:
     """Loads the compiled kernels of the best target that this processor runs, or of the target that the environment
-    variable OCTAVO_KERNELS names. Returns None if no kernels were compiled or this processor runs none of the targets,
-    if the variable is "none", or if the kernels cannot be loaded or were compiled from other C files than those in
+    variable OCTAVO_KERNELS names.
+
+    Returns None if the variable is "none", if no kernels were compiled, or if this processor runs none of the targets.
+    Also returns None, with a warning, if the kernels cannot be loaded or were compiled from other C files than those in
     native/.
 
     Raises UsageError if the variable has an unknown name, or names a target that this processor cannot run or that was
@@ -309,8 +320,8 @@ def library() -> Kernels | None:
 
 
 def kernels_for(x: Tensor) -> Kernels | None:
-    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the CPU,
-    is empty, or is not float32, bfloat16 or float16."""
+    """Returns the kernels that can read `x`. Returns None if this machine has no kernels to use, or if `x` is not a
+    dense tensor on the CPU, is empty, or is not float32, bfloat16 or float16."""
     if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
         return None
     return library()
@@ -318,8 +329,8 @@ def kernels_for(x: Tensor) -> Kernels | None:
 
 @cache
 def targets() -> dict[str, Kernels]:
-    """Returns a dict from the name of each target that was compiled and that this processor runs to its kernels, the
-    best target first."""
+    """Returns the kernels of each target that was compiled and that this processor runs: a dict from the target's name
+    to its kernels, the best target first."""
     loaded = _load()
     if loaded is None:
         return {}
@@ -346,7 +357,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 def absence() -> str | None:
-    """Returns a text that says why `library` returns None; None if there is a library."""
+    """Returns a text that says why there are no compiled kernels to use; None if there are."""
     if library() is not None:
         return None
     if os.environ.get("OCTAVO_KERNELS") == "none":

@@ -24,8 +24,8 @@ class ExactSum:
         self._units: Counter[int] = Counter()
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds every number of `values`, a 1-d array of finite numbers. The compiled kernels, where there are any, sum
-        float64 numbers; numpy sums float32 numbers, and all numbers without kernels."""
+        """Adds every number of `values`, a 1-d array of finite numbers. float64 numbers are summed by the compiled
+        kernels, or by numpy if there are no kernels; float32 numbers are always summed by numpy."""
         kernels = library() if values.dtype == np.float64 else None
         if kernels is not None:
             for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():

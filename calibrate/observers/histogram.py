@@ -104,8 +104,8 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
     """Returns the range with which codes represent the values in `histogram` with the smallest squared error. `scheme`
     is the rule by which values become codes. Each value counts as the centre of its bin.
 
-    First tries the range from the smallest to the largest value, extended to include 0, and this range with both ends
-    multiplied by one factor below 1. Then changes each end of the best range so far alone.
+    First tries the range from the smallest to the largest value, extended to include 0, and 63 smaller ranges: this
+    range with both ends multiplied by one factor below 1. Then, from the best range so far, changes one end at a time.
     """
     counts, edges, width = histogram.bins()
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)

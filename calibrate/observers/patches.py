@@ -78,6 +78,6 @@ class PatchSurvey(Survey):
         self.tensors += other.tensors
 
     def patches_for(self, most: int) -> Patches:
-        """Returns an extractor of patches for this survey's convolution. Called for as many inputs as this survey
-        observed, the extractor gives about `most` patches in all. Its limit for one input is at least 64 patches."""
+        """Returns an extractor of patches for this survey's convolution, for as many inputs as this survey observed:
+        from each input it takes an equal share of `most` patches, but at least 64 if the input has so many."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

@@ -136,11 +136,13 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
     calls from which it was not computed, else the range over all bins.
 
     `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. `scheme` is the
-    rule by which the input becomes codes. The error of a range is an estimated squared error: that of rounding,
-    scale**2 / 12, plus that of clipping. To estimate the clipping error, each fold is judged with the range of the
-    other folds: the share `share` of the fold's values is assumed to lie as far outside that range as the farthest
-    value. The clipping error of a bin is the mean over its folds; because these are few, it is taken to be at least the
-    mean over the folds of all bins. Raises ValueError if nothing was observed.
+    rule by which the input becomes codes.
+
+    The error of a range is an estimated squared error: that of rounding, scale**2 / 12, plus that of clipping. To
+    estimate the clipping error of a fold, a range is computed from the other folds; the share `share` of the fold's
+    values is assumed to lie as far outside this range as the farthest value of the fold. The clipping error of a bin is
+    the mean over its folds. A bin has few folds, so its clipping error is taken to be at least the mean over the folds
+    of all bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -163,8 +165,9 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
 
 
 def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
-    """Returns 12 times the squared error that codes with the range `extent` have by the rule `scheme`. The rounding
-    error is scale**2 / 12, and the clipping error is `clipped` times the rounding error."""
+    """Returns 12 times the squared error that codes with the range `extent` have by the rule `scheme`. The squared
+    error is that of rounding, scale**2 / 12, plus that of clipping; `clipped` is the clipping error divided by the
+    rounding error."""
     return (1.0 + clipped) * exact_scale(extent, scheme) ** 2
 
 
@@ -216,8 +219,8 @@ def observe_ranges(
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
     """Returns a dict from layer name to the ranges, one for each timestep bin, that follow from what the observers of
-    all ranks have observed so far. Layers that did not run are left out. `share` is that of `ranges_of`. Collective:
-    every rank calls this."""
+    all ranks have observed so far. Layers that did not run are left out. `share` is the share of values that are
+    assumed to be clipped when a bin's own range is judged. Collective: every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():

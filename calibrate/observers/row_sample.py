@@ -38,10 +38,10 @@ def depth_of(source: tuple[int, int]) -> int:
 class Sample:
     """A sample of at most 512 rows, spaced evenly over all added rows, with their noise levels.
 
-    The rows of one tensor have a depth, a hash of its position among the calls: for half of all tensors it is 0, for a
-    quarter 1, and so on, and the tensors of each depth are spaced evenly over the calls. As long as there are more than
-    512 rows, those of the smallest depth are dropped. So the sample depends only on the added rows, not on their order
-    or on which rank observed them.
+    The rows of one tensor have a depth, which follows from the tensor's position among the calls. Half of all tensors
+    have depth 0, a quarter depth 1, and so on, and the tensors of each depth are spaced evenly over the calls. As long
+    as there are more than 512 rows, the rows of the smallest depth are dropped. So the sample depends only on the added
+    rows, not on their order or on which rank observed them.
     """
 
     def __init__(self) -> None:

@@ -22,8 +22,8 @@ _FEW = 8  # rows for each sample of a batch: inputs with at most so many are tho
 
 class SurveyReading(NamedTuple):
     """Holds the extremes of each channel and some rows of one tensor, an input of one or several layers. Each of these
-    layers has a Survey object. `surveys` lists the Survey objects that this reading was added to so far: by it, layers
-    with the same input find each other."""
+    layers has a Survey object. `surveys` lists the Survey objects to which this reading was added so far; its first
+    entry shows which layers have the same input."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype
@@ -40,8 +40,8 @@ def survey_of(x: Tensor) -> SurveyReading:
 @lru_cache(64)
 def _row_indices(shape: torch.Size, device: torch.device) -> tuple[Tensor | None, ...]:
     """Returns the indices of at most 8 rows, spaced evenly, of a tensor with the shape (*shape, channels): one index
-    tensor on `device` for each axis of `shape`. Indexing by them copies only these rows, even if the tensor is a slice
-    of another, which a reshape to (rows, channels) would copy whole."""
+    tensor on `device` for each axis of `shape`. Indexing by them copies only these rows. A reshape to (rows, channels)
+    would copy the whole tensor if it is a slice of another."""
     if not shape:
         return (None,)  # the tensor is a single row
     rows = shape.numel()
@@ -55,8 +55,7 @@ class Survey:
     held-out calls and for the other calls. The attributes `held_out` and `train` hold the extremes of these two kinds
     of calls.
 
-    A replay calls `add` for each input of the layer, as for an observer (observers.py). `current` says whether the call
-    that is running is held out.
+    A replay calls `add` for each input of the layer. `current` says whether the call that is running is held out.
     """
 
     read = staticmethod(survey_of)
@@ -77,8 +76,8 @@ class Survey:
         self._leaders.add(reading.surveys[0].name)
 
     def copy(self, current: CurrentCall) -> "Survey":
-        """Returns a copy of the survey as it is now, with `current` (a copy of the original's CurrentCall) as its own.
-        The two surveys share their tensors; no method writes to these."""
+        """Returns a copy of the survey as it is now, with `current`, a copy of the original's CurrentCall, to say which
+        call is running. The two surveys share their tensors; no method writes to these tensors."""
         survey = copy.copy(self)
         survey._current = current
         survey.train, survey.held_out = copy.copy(self.train), copy.copy(self.held_out)
@@ -92,7 +91,8 @@ class Survey:
         return self._train_rows, self._held_rows
 
     def merge(self, other: "Survey") -> None:
-        """Adds everything that `other` observed. `Sample.thin` must have been called before on the samples of both."""
+        """Adds everything that `other` observed. Before, `Sample.thin` must have been called on the samples of both
+        surveys, so that the merged samples are not too large."""
         self.train.merge(other.train)
         self.held_out.merge(other.held_out)
         for mine, theirs in zip(self.samples, other.samples, strict=True):
@@ -148,6 +148,6 @@ class Survey:
 
     @property
     def has_tokens(self) -> bool:
-        """True if the input has, on average, more than eight rows for each sample of a batch: the rows are then tokens.
-        Otherwise False: the input then has one or a few vectors for each sample, such as a time embedding."""
+        """True if the input has, on average, more than eight rows for each sample of a batch, because so many rows are
+        tokens. An input with fewer rows has one or a few vectors for each sample, such as a time embedding."""
         return self.train.rows + self.held_out.rows > _FEW * self._current.samples

@@ -66,9 +66,9 @@ def survey_inputs(
     """Runs `model` on the first `samples` calls (None: all) with a survey of the input of each linear layer in `plan`,
     and of each convolution too if `convolutions` is True.
 
-    If `options` (of observers) is not None, also records every convolution's input range over all noise levels, from
-    minimum to maximum. Collective: `work.ranks` share the calls. Raises MisfitError for a call that does not fit the
-    model, and if there are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
+    If `options`, those of observers, is not None, also records every convolution's input range over all noise levels,
+    from minimum to maximum. Collective: `work.ranks` share the calls. Raises MisfitError for a call that does not fit
+    the model, and if there are no calls; NumbersError for an input not finite; DeviceError when memory runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}

@@ -1,15 +1,15 @@
-"""Sum and sum of squares of every token (a row of a tensor), computed so that both depend on the token alone.
+"""Sum and sum of squares of every token (a row of a tensor), computed so that both sums depend on this token alone.
 
 The compiled kernels (native/statistics.c) sum a row in float64 in a fixed order, in the pass that also finds the
-extremes. Without them, and for tensors on other devices or in float64, torch computes the sums, and the last digits of
-a token's sums may differ from those of the kernels.
+extremes. Without kernels, and for tensors on other devices or in float64, torch computes the sums, and the last digits
+of a token's sums may differ from those of the kernels.
 
 torch sums the last axis of a contiguous tensor row by row, and the order of a row's additions depends only on the row's
 length. So the sum of a token is the same for any batching of tokens and any number of threads. The sums of tokens are
 then added exactly (exact_sum.py).
 
-torch sums a token in float32, which takes a third of the time of float64, if the token's values vary enough around
-their mean: the variance computed from both sums then has 6 correct digits. All other tokens are summed in float64. The
+torch sums a token in float32, which takes a third of the time of float64, if the token's values vary so much around
+their mean that the variance computed from both sums has 6 correct digits. All other tokens are summed in float64. The
 choice of the dtype depends on the token alone.
 """
 
@@ -46,8 +46,8 @@ class RowSums(NamedTuple):
 class TokenSums:
     """The sum and the sum of squares of each row of one tensor, shared by the layers that received the tensor.
 
-    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing a tensor of
-    one row takes as long as summing a hundred rows.
+    If there are no compiled kernels, torch sums the rows. torch takes as long for a tensor of one row as for a hundred
+    rows, so a small tensor is copied and summed later, together with others.
     """
 
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")
@@ -78,8 +78,9 @@ def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Cuts the rows of `x` (rows, channels) into pieces of at most _ROW values, because torch splits longer rows over
-    threads. Returns the sum and the sum of squares of each piece, in one or several RowSums, in no particular order."""
+    """Cuts the rows of `x` (rows, channels) into pieces of at most 4096 values (_ROW), because torch splits longer rows
+    over threads. Returns the sum and the sum of squares of each piece, in one or several RowSums, in no particular
+    order."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 
@@ -182,8 +183,8 @@ class BatchedMoments:
 def _moments_of(rows: list[TokenSums]) -> Moments:
     """Returns the count, the sum and the sum of squares of all values of `rows`.
 
-    Layers with the same inputs call this one after another with the same TokenSums objects. So the result is stored in
-    the attribute `cache` of the last object, and is returned again if the next list has the same objects.
+    Layers with the same inputs call this function one after another with the same TokenSums objects. So the result is
+    stored in the attribute `cache` of the last object, and is returned again if the next list has the same objects.
     """
     cached = rows[-1].cache
     if cached is not None and [ref() for ref in cached[0]] == rows:  # TokenSums compare by identity

@@ -1,10 +1,12 @@
-"""Folds batch norms: in eval mode a batch norm scales and shifts each channel, which the convolution before can do.
+"""Folds batch norms into convolutions. In eval mode a batch norm scales and shifts each channel; the convolution before
+it can do this with other weights and another bias.
 
     bn(conv(x)) = (w * x + b - mean) * s + beta        s = gamma / sqrt(var + eps)
                 = (s w) * x + (b - mean) * s + beta
 
-A run of the model shows which convolution feeds only one batch norm. During the run every operation is observed, so it
-does not matter how the modules are nested or written.
+Here w and b are weight and bias of the convolution; mean, var, gamma, beta and eps are those of the batch norm. A run
+of the model shows which convolution feeds only one batch norm. During the run every operation is observed, so it does
+not matter how the modules are nested or written.
 """
 
 import copy

@@ -34,14 +34,14 @@ _NARROW = 0.05
 def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Makes calls of `model`, each with one synthetic input tensor of the shape `shape` (batch, ...); the batch may be
-    larger.
+    """Makes calls of `model`, each with one synthetic input tensor of the shape `shape` (batch, ...), or of a larger
+    batch.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. There are at least four calls, or fewer if the model needs so many operations that there is only time
-    for fewer inputs. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that.
-    The result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at
-    most `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
+    statistics. There are at least four calls, or fewer if the model needs so many operations that four inputs would
+    take too long. For other models, a single call has uniform numbers from 0 to 1, and `warnings_of` warns of that. The
+    result depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most
+    `most`, depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
@@ -94,11 +94,13 @@ def warnings_of(model: nn.Module) -> list[str]:
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the number of batches, the number of inputs in a batch, and the number of iterations.
+    """Returns the number of batches, the number of inputs in a batch, and the number of iterations, for a model whose
+    input has the shape `shape`.
 
-    _BATCHES lists the possible numbers of batches and of inputs in a batch, the largest first. Takes the first entry
-    for which _BUDGET, a number of floating-point operations, allows at least _LEAST iterations. But a batch has at
-    least as many inputs as the batch in `shape`. There are as many iterations as _BUDGET allows, and at least _LEAST.
+    The numbers of batches and of inputs come from _BATCHES, which lists pairs of them, the largest first: the first
+    pair with which at least 30 iterations (_LEAST) fit in _BUDGET, the floating-point operations of about a minute. A
+    batch has at least as many inputs as the batch in `shape`. There are as many iterations as _BUDGET allows, but at
+    least 30.
     """
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:

@@ -1,8 +1,9 @@
 """Finds layers whose weight changes during a call of the model, or is also used outside the layer's own forward, by a
 function or another module.
 
-Such code would read an integer weight as if it were a float weight, so these layers stay float. Modules that own the
-same parameter, such as a tied embedding, may read it: they keep the float weight beside the integer layer.
+Such code would read an integer weight as if it were a float weight, so these layers stay float. If several modules own
+the same parameter, as with a tied embedding, each of them may use the parameter, because the others keep the float
+weight beside the integer layer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,9 +36,9 @@ def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -
 
 @contextmanager
 def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Observes the weights of the layers `names` inside the `with` statement. Yields a dict from layer name to the
-    reason why the layer stays float. It is filled when the body ends, with the layers whose weight changed, or was also
-    used outside the layer's own forward."""
+    """Observes the weights of the layers `names` inside the `with` statement. Yields a dict that is filled when the
+    body of the statement ends: from the name of each layer whose weight changed, or was also used outside the layer's
+    own forward, to the reason to keep the layer float."""
     reasons: dict[str, str] = {}
     layers = {name: layer_at(model, name) for name in names}
     before = {name: (layer.weight, _state(layer.weight)) for name, layer in layers.items()}
@@ -64,8 +65,8 @@ def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bo
 
 
 class _Watch(TorchDispatchMode):
-    """Records in `foreign` the data_ptr() of each observed weight that an operation used outside the forwards of the
-    modules that own the weight."""
+    """Records which of the observed weights an operation used outside the forwards of the modules that own the weight:
+    the set `foreign` has the data_ptr() of each of these weights."""
 
     def __init__(self, addresses: set[int]) -> None:
         super().__init__()

@@ -52,8 +52,9 @@ def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by `position`, which is
-    counted from 0 and shown counted from 1 (call 3)."""
+    """Names a call for messages: by the call's `source` if it has one, otherwise by prompt and step, as in "prompt 3,
+    step 5". If the prompt is not known, the position takes its place, as in "call 3, step 5"; a step that is not known
+    is left out. `position` is counted from 0; prompts and positions are shown counted from 1."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     if source := getattr(call, "source", ""):
         return str(source)

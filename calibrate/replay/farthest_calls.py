@@ -27,9 +27,9 @@ class Descriptor(NamedTuple):
     """Describes a call by the numbers by which calls are compared.
 
     `level` is the call's noise level; None where it has none. `statistics` is a dict with an entry for each
-    floating-point tensor in the arguments: from the tensor's path, such as ".1.hidden_states", to the minimum, maximum
-    and mean square of each group of neighbouring channels, (3, groups) float64. `held_out` says whether the call is
-    held out.
+    floating-point tensor in the arguments. The key is the tensor's path, such as ".1.hidden_states". The value has the
+    minimum, maximum and mean square of each group of neighbouring channels, (3, groups) float64. `held_out` says
+    whether the call is held out.
     """
 
     level: float | None
@@ -49,7 +49,8 @@ def descriptor_of(call: Call) -> Descriptor:
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yields the path and the tensor for each floating-point tensor in `value`, a tensor or nested dicts, lists and
-    tuples. The path is `path`, followed by each key or index that leads to the tensor, with a dot before it."""
+    tuples. The path is `path`, followed by a dot and the key or index for each level of nesting, such as
+    ".1.hidden_states"."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value

@@ -123,9 +123,9 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
     """Passes the inputs of layers of `model` to observers, inside the `with` statement. `observers` is a dict from
     layer name to observer.
 
-    If several layers receive the same tensor, its statistics are read once for all observers with an equal attribute
-    `key`; for observers without `key`, once for each class. A forward inside the statement raises NumbersError for an
-    input that is not finite.
+    If several layers receive the same tensor, its statistics are read once for all observers that read the same
+    statistics: those with an equal attribute `key`, and those without `key` if they have the same class. A forward
+    inside the statement raises NumbersError for an input that is not finite.
     """
     shared: dict[Any, Readings] = {}
 

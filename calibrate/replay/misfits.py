@@ -57,8 +57,9 @@ def _remedy(call: Any, remedy: str) -> str:
 
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
-    """Yields likely reasons why a sample of the user's data does not fit the model, each with its remedy; none for a
-    call that is not from the user's data or has a remedy of its own. `device` is where the model runs."""
+    """Yields likely reasons why a sample of the user's data does not fit the model, each with its remedy. Yields
+    nothing for a call that is not from the user's data, or that has a remedy of its own. `device` is where the model
+    runs."""
     source, remedy = (getattr(call, name, None) for name in ("source", "remedy"))
     if not source or remedy:
         return

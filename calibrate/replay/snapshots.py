@@ -16,11 +16,11 @@ class CallCount(NamedTuple):
 
 
 class Snapshots:
-    """Calls the function `take` after 1, 2, 4, 8, ... prompts of a replay. If the calls do not name their prompt, each
-    call counts as a prompt.
+    """Calls the function `take` after 1, 2, 4, 8, ... prompts of a replay, and keeps what `take` returns: a snapshot of
+    the replay's observations. If the calls do not name their prompt, each call counts as a prompt.
 
-    `by_count`: a dict from the number of calls and prompts to the result of `take`. `last`: the number of calls and
-    prompts so far.
+    `by_count`: a dict from the number of calls and prompts to the snapshot. `last`: the number of calls and prompts so
+    far.
     """
 
     def __init__(self, take: Callable[[], Any]) -> None:
@@ -29,9 +29,9 @@ class Snapshots:
         self.last = CallCount(0, None)
 
     def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields `calls`, and calls `take` each time that all calls of the first 1, 2, 4, 8, ... prompts have been
-        yielded and another call is requested. The caller must have run a call before it requests the next. A call that
-        does not name its prompt counts as a prompt."""
+        """Yields `calls`. When the caller requests the first call after 1, 2, 4, 8, ... whole prompts, calls `take`
+        before yielding this call. The caller must have run a call before it requests the next. A call that does not
+        name its prompt counts as a prompt."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)
@@ -44,8 +44,9 @@ class Snapshots:
 
 
 def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
-    """Returns the snapshots that the learning curve measures: the latest ones, as many as can be measured in about a
-    tenth of the time of a replay of `count` calls. To measure a snapshot takes a run of `measured` calls. Returns [] if
-    the time is too short for one snapshot."""
+    """Returns which of `snapshots` the learning curve measures. A snapshot is what a replay observed in its first
+    calls; here only their number stands for it. The latest snapshots are returned, as many as can be measured in about
+    a tenth of the time of a replay of `count` calls. To measure a snapshot takes a run of `measured` calls. Returns []
+    if the time is too short for one snapshot."""
     limit = count // (_SHARE * measured) if measured else 0
     return sorted(snapshots)[-limit:] if limit > 0 else []

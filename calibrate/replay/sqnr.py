@@ -95,9 +95,9 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
     To first order, a call changes the logarithm of the ratio (summed signal / summed noise) by its share of the signal
     minus its share of the noise. These differences give the standard error (linearized ratio estimator: Cochran,
     Sampling Techniques, 1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives
-    the width. The estimate assumes calls drawn at random. If calls were picked evenly over noise levels, the interval
-    is too wide; if all are of one prompt, it does not show how prompts differ. Returns None for fewer than three calls,
-    and if the signal or the noise is zero.
+    the width. The estimate assumes calls drawn at random. If the calls were picked evenly over noise levels, the
+    interval is too wide. If all calls are of one prompt, the interval does not show how prompts differ. Returns None
+    for fewer than three calls, and if the signal or the noise is zero.
     """
     count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
     if count < 3 or not (signal > 0.0 and noise > 0.0):

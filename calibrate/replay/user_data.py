@@ -21,8 +21,8 @@ _CPU = torch.device("cpu")
 
 
 class Sample(NamedTuple):
-    """A call from the user's data: the model's arguments; for messages also `source`, where they come from, and
-    `remedy`, what to do if they do not fit the model."""
+    """A call from the user's data: `args` and `kwargs` are the model's arguments. Messages show `source`, where the
+    arguments come from, and `remedy`, what to do if they do not fit the model."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -31,13 +31,16 @@ class Sample(NamedTuple):
 
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
-    """Makes a call from a sample of the user's data: a dict of keyword arguments, a list or tuple of positional
-    arguments, a pair of a tuple and a dict, args and kwargs, with which model.forward(*args, **kwargs) is a valid call,
-    or a single tensor. NumPy arrays become tensors. A value that already is a call is returned unchanged. `position` is
-    the position in the data, for messages.
+    """Makes a call from `value`, a sample of the user's data in one of four forms:
 
-    Raises FileError for a value of any other type, for a PIL picture or an array without numbers in it, and for a key
-    that is not text.
+    - a dict of keyword arguments,
+    - a list or tuple of positional arguments,
+    - a pair (args, kwargs) of a tuple and a dict, with which model.forward(*args, **kwargs) is a valid call,
+    - a single tensor or NumPy array.
+
+    NumPy arrays become tensors. A value that already is a call is returned unchanged. `position` is the position in the
+    data, for messages. Raises FileError for a value of any other type, for a PIL picture or an array without numbers in
+    it, and for a key that is not text.
     """
     source = f"calib_data[{position}]"
     args: tuple[Any, ...]
@@ -98,9 +101,9 @@ def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Call
     """Returns a function that returns the same calls each time it is called: one for each sample in `data`. Returns
     None if `data` is None or an empty list or iterator.
 
-    The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, may be read again;
-    the calls are always the samples of the first pass (see `Passes`). Raises FileError for data that are not an
-    iterable of samples.
+    The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, are read again in
+    each pass if they are too large for memory (`Passes`); a sample that then differs from that of the first pass raises
+    MisfitError. Raises FileError for data that are not an iterable of samples.
     """
     whole = isinstance(data, (Tensor, np.ndarray, Mapping, str))
     if whole or not (data is None or isinstance(data, Iterable)):

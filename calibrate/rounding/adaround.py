@@ -40,8 +40,8 @@ def adaround(
 
 def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
     """Learns which values of `case.target`, the weight in units of its scale, to round up. `low` has the values rounded
-    down. Returns 0 where the code is to be `low`, and 1 where it is to be `low` + 1. All three are (out, in).
-    `iterations` is the number of Adam's steps."""
+    down. Returns 0 where the code is to be `low`, and 1 where it is to be `low` + 1. `case.target`, `low` and the
+    result are (out, in). `iterations` is the number of Adam's steps."""
     offset, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - offset.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)

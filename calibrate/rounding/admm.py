@@ -17,8 +17,8 @@ _LOOK = 4  # iterations between computations of the error; computing it costs as
 
 
 class _Grid(NamedTuple):
-    """A weight on the grid of values that codes can represent: `codes` (out, in) * `multiple` (out,) * scale (out,),
-    where scale is that of the least-squares problem (`Case.scale`)."""
+    """A weight on the grid of values that codes can represent. The weight is `codes` (out, in), multiplied in each
+    output channel by `multiple` (out,) and by the scale of the least-squares problem, `Case.scale` (out,)."""
 
     codes: Tensor
     multiple: Tensor

@@ -77,8 +77,8 @@ def choose_weights(
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
     """Returns the choices to compare for the layer `module`: `choice` itself, and the choices with integer weights and
-    bias corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a
-    rounding method would need separate sums for each group."""
+    bias corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected,
+    because a rounding method would need separate sums for each group."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias
@@ -100,9 +100,10 @@ def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method
     no codes.
 
     EasyQuant is applicable if it is among the methods, the input has one static range, the layer is no convolution with
-    groups, and there are held-out calls. Two more conditions avoid harm. The input must not be smoothed or rotated:
-    there clipping lowers the layer's error but raises the model's. And the sampled rows must reach at least half of the
-    input's smallest and largest value: otherwise values that are large in few rows would be clipped unnoticed.
+    groups, and there are held-out calls. Two more conditions avoid harm. The input must not be smoothed or rotated,
+    because clipping such an input lowers the layer's error but raises the model's. And the sampled rows must reach at
+    least half of the input's smallest and largest value, because values that are large in few rows would otherwise be
+    clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not applicable or not survey.has_held_out or not isinstance(choice.input, StaticInput):

@@ -36,6 +36,6 @@ class Method:
         return not self.weights and not self.correct
 
     def limits(self, name: str) -> dict[str, int]:
-        """Returns the keyword argument `iterations` for the rounding method `name` as a dict, which is empty if the
-        method's own default applies."""
+        """Returns the keyword arguments for the rounding method `name`: `iterations`, or {} if the method's own default
+        applies."""
         return {"iterations": self.iterations[name]} if name in self.iterations else {}

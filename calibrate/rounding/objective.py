@@ -115,16 +115,17 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
-    """Returns the least-squares problem of rounding a weight. Its target is the float weight that gives the best output
-    when the input is quantized; each output channel of the target is divided by a scale, which follows from the
-    channel's largest value. Its Hessian is G below, divided by the mean of G's diagonal, with damping. Without inputs,
-    the target comes from the weight itself, and the Hessian is the identity. `scheme` says which codes a weight can
-    have.
+    """Returns the least-squares problem of rounding a weight. `scheme` says which codes a weight can have.
 
-    With w the float weight, x the layer's input and xq the values of its codes, the target v minimises sum (w x - v
-    xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and C = sum xq x^T. lambda
-    pulls v towards the float weight in directions with little input. In directions without input, which occur with dead
-    columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 + 4 * out * in^2 flops.
+    Let w be the float weight, x the layer's input and xq the values of its codes, G = sum xq xq^T and C = sum xq x^T.
+    The target of the problem is the float weight v that gives the best output when the input is quantized: it minimises
+    sum (w x - v xq)^2 + lambda (v - w)^2, where lambda is a small number. So v = w + w (C - G)^T (G + lambda I)^-1. In
+    directions with little input, lambda pulls v towards w. In directions without input, which occur with dead columns
+    or with fewer tokens than columns, v equals w. Each output channel of the target is divided by a scale, which
+    follows from the channel's largest value.
+
+    The Hessian of the problem is G, divided by the mean of its diagonal, with damping. Without inputs, the target comes
+    from the weight itself, and the Hessian is the identity. Costs in^3 / 3 + 4 * out * in^2 flops.
     """
     w = as_matrix(weight)
     dtype = precision(w.shape[1])

@@ -19,8 +19,9 @@ from .objective import Inputs, precision
 
 
 class Strided:
-    """A function that is called with one input (..., in) after another. Returns the rows of the input (rows, in) that
-    it selects: of the sequence of the rows of all inputs, the first and every `stride`-th row after it."""
+    """A function that is called with one input (..., in) after another, and returns the rows that it selects from this
+    input, (rows, in). Counted over the rows of all inputs, it selects the first row and every `stride`-th row after
+    it."""
 
     def __init__(self, stride: int) -> None:
         self._stride, self._seen = stride, 0
@@ -43,9 +44,10 @@ class Sums:
     and above the diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False,
     `gram` and `residual` are None, because only biases are corrected.
 
-    Where all rows of an input on the CPU have one scale, xq is this scale times whole numbers. There a compiled kernel
-    sums products of integers: the products for `gram` are exact, and for `residual` x - xq is rounded (see
-    `Kernels.add_sums`). Otherwise, and without the kernels, torch sums products of float32 numbers.
+    If all rows of an input have one scale, xq is this scale times whole numbers. On the CPU a compiled kernel then sums
+    products of integers. The products for `gram` are exact. For `residual`, x - xq is rounded: in each column, 512 rows
+    at a time, to multiples of 1 / 16383 of the largest magnitude. In all other cases, and without the kernels, torch
+    sums products of float32 numbers.
     """
 
     def __init__(

@@ -61,8 +61,8 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: str | bo
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Returns whether `module` may be replaced by Int8GELU. This is so for diffusers' class GELU, which computes a
-    linear layer and then GELU, if its linear layer is an Int8Linear, and neither module has hooks."""
+    """Returns whether `module` may be replaced by Int8GELU. It may if it is diffusers' class GELU, which computes a
+    linear layer and then GELU, if the linear layer is an Int8Linear, and if neither module has hooks."""
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False

@@ -44,8 +44,9 @@ def _by_torch_in_float32(
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Computes attention in bfloat16 by the kernel of native/bfloat16.c; by oneDNN's products if the kernel is missing
-    or the scale is 0. `query`, `key`, `value`, `attn_mask` and `scale` are those of F.scaled_dot_product_attention."""
+    """Computes attention in bfloat16 by the kernel of native/bfloat16.c. If the kernel is missing or the scale is 0,
+    computes it by oneDNN's products instead. `query`, `key`, `value`, `attn_mask` and `scale` are those of
+    F.scaled_dot_product_attention."""
     library = kernels.library()
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
     if library is None or not library.computes_in_bfloat16 or not scale:  # the kernel needs a positive scale
@@ -59,9 +60,12 @@ def _by_integers(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor | None:
     """Computes attention by the kernel of native/attention.c. `query`, `key`, `value`, `attn_mask` and `scale` are
-    those of F.scaled_dot_product_attention. Returns None, so that the caller uses another candidate, if there is no
-    kernel, or if a number is NaN, infinite (except -infinity in the mask) or too large for the kernel (see
-    `Kernels.attention`)."""
+    those of F.scaled_dot_product_attention.
+
+    Returns None if there is no kernel, if memory ran out, or if a number is NaN, infinite (except -infinity in the
+    mask) or too large: a magnitude above 1e15 in `query` or `key`, or above 1e25 in `value`. The caller then uses
+    another candidate.
+    """
     library = kernels.library()
     if library is None or (
         attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()
@@ -82,8 +86,9 @@ def _by_products(
 
 
 def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Computes attention by oneDNN's matrix products. The weight of a score s is 2 ** s instead of e ** s: `scale` and
-    `mask` have already been multiplied by log2(e), as `_in_base_2` does."""
+    """Computes attention by oneDNN's matrix products. `query` is (..., rows, d), `key` (..., keys, d) and `value` (...,
+    keys, e); `mask`, None or (..., rows, keys), is added to the scores. The weight of a score s is 2 ** s; for the
+    usual weights e ** s, the caller multiplies `scale` and `mask` by log2(e)."""
     y = empty_output(query, value)
     rows, keys = y.shape[-2], key.shape[-2]
     for index in itertools.product(*map(range, y.shape[:-2])):
@@ -148,7 +153,8 @@ def _side_by_side(x: Tensor) -> Tensor:
 
 
 def _by_batch(x: Tensor) -> Tensor:
-    """Reshapes `x` (..., heads, rows, columns) to have exactly one axis before the heads."""
+    """Reshapes `x` (..., heads, rows, columns) to (batch, heads, rows, columns): joins all axes before the heads, or
+    adds one of length 1 if there are none."""
     return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4)
 
 
