@@ -38,8 +38,8 @@ class Reports:
         """Reports the progress of the task `label`, of which `done` of `total` items are finished, if the last report
         was at least `every` seconds ago.
 
-        `share`, 0 to 1, is the part of the task that was done since `began` (time.monotonic). The estimate of the
-        seconds left follows from `share` and `began`.
+        `began` is a time by time.monotonic, and `share`, 0 to 1, the part of the task that was done since then. These
+        two give the estimate of the seconds left.
         """
         now = time.monotonic()
         if now - self._last >= self._every:
