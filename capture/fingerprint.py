@@ -89,10 +89,8 @@ class Origin(NamedTuple):
         return cls(kind, names.hexdigest(), dtype_name(_most(values)), weights)
 
     def other_structure(self, module: nn.Module) -> str | None:
-        """Returns a text that says how the class or the tensors' names or shapes of `module` differ from this origin's.
-
-        Returns None if they agree.
-        """
+        """Returns a text that says how `module` differs from the model of this fingerprint in its class, or in the
+        names or shapes of its tensors. Returns None if they agree."""
         names = hashlib.sha256(b"".join(_line(*item) for item in sorted(module.state_dict().items()))).hexdigest()
         if type(module).__name__ != self.kind:
             return f"it is a {type(module).__name__} and not a {self.kind}"

@@ -99,7 +99,8 @@ class Listener(nn.Module):
 
     @property
     def swapped(self) -> int:
-        """The number of the module's attention processors that were replaced by others when the first call ran."""
+        """The number of the module's attention processors that the pipeline had replaced by others when it first called
+        the module."""
         return swapped(self._recorder.processors, processors_of(self.module)) if self._recorder.call_count else 0
 
     def _warn_swapped(self) -> None:

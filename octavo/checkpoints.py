@@ -323,9 +323,9 @@ def open_pipeline(
     are those of the float pipeline; `loras` are added to its weights. `options` are further arguments of
     `load_pipeline`.
 
-    Raises UsageError if `source` is a pipeline but `model` or `component` is not None, if `source` is a checkpoint and
-    there are `loras`, and if neither `model` nor the checkpoint's report names the model; MisfitError for a checkpoint
-    of another model; FileError for damaged files.
+    Raises UsageError if `source` is a pipeline and `model` or `component` is given, if `source` is a checkpoint and
+    `loras` are given, or if the model of a checkpoint is named neither by `model` nor by the checkpoint's report.
+    Raises MisfitError for a checkpoint of another model, FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)

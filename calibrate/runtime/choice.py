@@ -95,8 +95,8 @@ def in_float32(dtype: torch.dtype, kind: str) -> bool:
 
 def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
     """Returns whether a linear layer should compute in float32 for an input of `dtype` with `rows` rows, because that
-    was measured to be faster. Returns False for fewer than LEAST_ROWS rows: for these, converting the weight takes
-    longer than it saves."""
+    was measured to be faster. Returns False for fewer than 16 rows (LEAST_ROWS), because converting the weight would
+    then take longer than it saves."""
     return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
 
 
@@ -161,8 +161,8 @@ def one_thread() -> Iterator[None]:
 
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Returns a dict from the name of each function to the seconds of processor time that a call takes in the calling
-    thread: the least of several calls, after one to warm up. The functions are called in turn. A function that raises
-    an exception takes infinitely long."""
+    thread: the least of several calls, after one to warm up. The functions are called in turn. The time of a function
+    that raises an exception is infinity."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()

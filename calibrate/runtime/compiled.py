@@ -24,7 +24,7 @@ def _multiplies_codes() -> bool:
 
 def supports(layer: Int8Layer) -> bool:
     """Returns whether `layer` can run inside a graph of torch.compile. A layer with a range for each timestep bin
-    cannot: it chooses its range by the noise level of the call, which a graph does not know."""
+    cannot, because it chooses its range by the noise level of the call, which a graph does not know."""
     return not layer.input_type.by_level
 
 

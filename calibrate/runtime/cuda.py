@@ -1,5 +1,5 @@
-"""The CUDA backend. Octavo's Triton kernels compute linear layers. Where these cannot run, as without Triton, and for
-convolutions, cuBLAS multiplies the integers and plain torch computes the rest."""
+"""The CUDA backend. Octavo's Triton kernels compute linear layers. Without Triton, for inputs and GPUs that the kernels
+do not support, and for convolutions, cuBLAS multiplies the integers and plain torch computes the rest."""
 
 from importlib.util import find_spec
 

@@ -145,7 +145,8 @@ class Int8Layer(IntegerLayer):
 
     def share(self, shared_codes: SharedCodes | None) -> None:
         """Gives this layer the object `shared_codes`. If several layers have the same object and receive the same
-        tensor, only the first of them computes its codes. None: the layer computes all codes itself."""
+        tensor, only the first of them computes its codes. If `shared_codes` is None, this layer always computes the
+        codes itself."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)
@@ -156,7 +157,8 @@ class LinearState(Int8Layer, QuantizedLinear):
 
     def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
         """Returns an object that computes, by a kernel of `library`, the layer's output from the codes of its input, in
-        the timestep bin `index`. For a dynamic layer, the output lacks the scale of each row and the bias."""
+        the timestep bin `index`. For a dynamic layer, the output still has to be multiplied by the scale of each row,
+        and the bias added."""
         if self._products is None:
             weight = self.weight.detach().contiguous()
             deq = self.deq if self.calibrated else self.weight_scale

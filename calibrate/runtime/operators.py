@@ -28,8 +28,8 @@ class FastOperators(TorchFunctionMode):
     """Runs the chosen kernels in place of torch's functions for attention, linear layers and convolutions, while this
     mode is entered.
 
-    `word`: a key of ATTENTION, which limits the kernels for attention. `dtypes`: the dtypes of the model's parameters;
-    linear layers and convolutions of other dtypes stay torch's.
+    `word`, a key of ATTENTION, limits the kernels for attention. `dtypes` are the dtypes of the model's parameters;
+    torch computes linear layers and convolutions of other dtypes.
     """
 
     def __init__(self, word: str, dtypes: Iterable[torch.dtype]) -> None:
@@ -203,7 +203,7 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -
 
 def attend(model: nn.Module, word: str | None) -> None:
     """Makes forwards of `model` on a CPU use the operators that were measured to be fastest on this processor. `word`,
-    a key of ATTENTION, limits the candidates for attention; None: all operators are torch's."""
+    a key of ATTENTION, limits the candidates for attention. If `word` is None, torch computes all operators."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), FastOperators)]:
             del hooks[key]

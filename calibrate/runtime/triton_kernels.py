@@ -126,8 +126,8 @@ def _sums(
 
 @triton.jit
 def _activated(y, GELU: tl.constexpr):
-    """Returns GELU of `y` in float32, by torch's approximation "none" or "tanh" that GELU names. If GELU is "", returns
-    `y` in float32."""
+    """Returns GELU of `y` in float32, where GELU is the argument `approximate` of F.gelu, "none" or "tanh". If GELU is
+    "", returns `y` in float32."""
     y = y.to(tl.float32)
     if GELU == "tanh":
         y = y / (tl.exp((y * y * y * _TANH_CUBE + y) * _TANH) + 1)

@@ -208,8 +208,9 @@ def _best_smoothing(
 ) -> tuple[Smoothing | None, float]:
     """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
     output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
-    transform. `kind`, a subclass of Input, is the scheme of the layers, such as dynamic; `scheme` is the rule by which
-    inputs become codes. `surveys` has the survey of each layer's input; `tried` has the transforms to try."""
+    transform. `surveys` has the survey of each layer's input; `tried` has the transforms to try. `kind`, a subclass of
+    Input such as DynamicInput, says when ranges of inputs are found; `scheme` is the rule by which inputs become
+    codes."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
