@@ -87,8 +87,7 @@ def storage(path: Path) -> Iterator[None]:
 
 
 class OutputFile:
-    """An open file to which torch.save can write. `write` always writes the whole buffer, while os.write may write only
-    the first part of it."""
+    """An open file to which torch.save can write. `write` writes the whole buffer, which os.write need not do."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

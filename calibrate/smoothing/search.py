@@ -90,7 +90,7 @@ def smooth(
 
     Layers whose input has at most eight rows (tokens) for each sample of the batch are not smoothed, because so few
     rows do not represent other calls. Where layers of a group have different inputs, the layers of each input get
-    factors of their own if that lowers the error by more than 20 %: the large channels of one transformer block may be
+    factors of their own if that lowers the error by more than 20 %, because the large channels of one block may be
     small in another. Every rank of `work` has to call this function, because the ranks divide the groups among them.
     """
     chosen: dict[str, Smoothing] = {}
