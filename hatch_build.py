@@ -68,8 +68,8 @@ def compile_to(sources: Path, library: Path) -> list[str]:
     """Compiles the C files of the folder `sources` to the shared library `library`. Returns the names of the targets
     (sets of vector instructions) that the compiler does not know.
 
-    Raises CalledProcessError if the compiler reports an error, and OSError, for example without a compiler. In both
-    cases an older `library` stays as it was.
+    Raises CalledProcessError if the compiler reports an error, OSError if the compiler cannot be started, for example
+    because there is none. In both cases an older `library` stays as it was.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -99,9 +99,9 @@ class Settings:
             raise UsageError(f"weight_scales: a weight in {self.element} has a scale for each block. Use 'channel'.")
 
     def measured(self, count: int) -> int:
-        """Returns on how many of `count` calls the SQNR is measured: on all, if `fallback` picks the layers that stay
-        float by their output error; otherwise on `sqnr_calls`, or on 16 (MEASURED) if `sqnr_calls` is None. The result
-        may be larger than `count`; it then means all calls."""
+        """Returns the number of calls on which the SQNR is measured, when `count` calls are replayed. This is `count`
+        with `fallback`, the setting by which the layers with the largest output error stay float. Otherwise it is
+        `sqnr_calls`, or 16 (MEASURED) if `sqnr_calls` is None; a number above `count` means all calls."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
@@ -115,7 +115,8 @@ class Settings:
 
     @property
     def input_type(self) -> type[Input]:
-        """The `Input` type for `activations`: how inputs become codes."""
+        """The subclass of `Input` that says how inputs become codes, such as the one for a range of each token. It
+        follows from the setting `activations`."""
         return ACTIVATIONS[self.activations]
 
     @property

@@ -53,8 +53,8 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def calling() -> Iterator[None]:
-    """Restores the default dtype and device that the caller of `settled` had, inside the `with` statement, because the
-    model's forward may rely on them. Only for use inside `with settled()`."""
+    """Restores the default dtype and device that torch had before `with settled()` was entered, inside the `with`
+    statement, because the model's forward may rely on them. Only for use inside `with settled()`."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -64,16 +64,17 @@ def calling() -> Iterator[None]:
 
 
 def initial() -> bool:
-    """Returns whether the caller of `settled` had torch's initial default dtype and device, so that `calling` and
-    `computing` have nothing to change."""
+    """Returns whether torch's default dtype and device were float32 and CPU before `with settled()` was entered, so
+    that nothing has to be set for the model's forward or for the hooks in it."""
     caller = _CALLER.get()
     return caller is PLAIN or caller == PLAIN
 
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Sets the default dtype to float32 and the default device to CPU again, inside the `with` statement, for hooks
-    that compute during the model's forward. Only for use inside `with calling()`."""
+    """Sets the default dtype to float32 and the default device to CPU, inside the `with` statement, for hooks that
+    compute during the model's forward. Only for use inside `with calling()`, which has set the defaults of the model's
+    user."""
     if _CALLER.get() == PLAIN:
         yield
         return

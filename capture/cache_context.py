@@ -34,7 +34,7 @@ class CacheContextHook:
         self.manager.set_context(name)
 
     def reset_state(self, module: nn.Module) -> None:
-        """Does nothing when diffusers resets all hooks of the module: only the pipeline changes the context."""
+        """Does nothing when diffusers resets all hooks of the module, because only the pipeline changes the context."""
 
     def __enter__(self) -> Self:
         if hasattr(self._module, "cache_context"):

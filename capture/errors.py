@@ -43,8 +43,8 @@ class Unstorable(FileError):
     """Reports an argument of a call that a capture cannot store.
 
     Parameters: `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids";
-    `fact` says why it cannot be stored. Attributes: `fact` is one text made of these three parameters; `name` is the
-    name of the call's argument, None if it is positional.
+    `fact` says why it cannot be stored. Attributes: `fact` is the text "OWNER 'PATH': FACT", made of these parameters;
+    `name` is the name of the call's argument, None if it is positional.
     """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:
@@ -79,8 +79,8 @@ class DeviceError(OctavoError):
 
 
 def error_with(exit_code: int, message: str) -> OctavoError:
-    """Makes an error with this `message`, of the class that has this exit code; an OctavoError with this exit code if
-    no class has it."""
+    """Makes an error with this `message`, of the class that has this exit code. If no class has the exit code, the
+    error is an OctavoError with this exit code."""
     for kind in OctavoError.__subclasses__():
         if kind.exit_code == exit_code:
             return kind(message)

@@ -87,7 +87,7 @@ def storage(path: Path) -> Iterator[None]:
 
 
 class OutputFile:
-    """An open file to which torch.save can write. `write` always writes the whole buffer."""
+    """An open file to which torch.save can write. `write` writes the whole buffer, which os.write need not do."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -105,12 +105,13 @@ class OutputFile:
         return size
 
     def flush(self) -> None:
-        """Does nothing: nothing is buffered."""
+        """Does nothing, because nothing is buffered."""
 
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates the file `path`, in a temporary (staging) directory, and yields it for the `with` block to write.
+    """Creates the file `path` and yields it for the `with` block to write. The caller chooses a `path` in a temporary
+    (staging) directory, so that no other process reads an incomplete file.
 
     When the block ends, sets the file's mode to `mode` and syncs the file to disk. Raises StorageError if the file
     exists, or if it cannot be written.
@@ -218,8 +219,8 @@ def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
     """Makes a temporary (staging) directory in `parent` and yields its path; the `with` block fills and renames it.
 
     When the block ends, removes what remains of the directory. The directory is locked until then, or until this
-    process dies. First removes the unlocked staging directories that dead processes have left in `parent`. Messages
-    about errors of the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
+    process dies. First removes the unlocked staging directories that dead processes have left in `parent`. `shown` is
+    the path in messages about errors of the disk, by default `parent`, because users do not know the staging directory.
     """
     shown = shown or parent
     _clean_abandoned(parent)
@@ -269,8 +270,8 @@ def _kernel() -> str:
 def clean(directory: Path) -> None:
     """Removes the temporary (staging) directories in `directory` that no process has locked.
 
-    The caller has to hold the lock of `directory` itself (locks.py): only that lock excludes processes of other
-    machines, whose locks on staging directories are not visible here.
+    The caller has to hold the lock of `directory` itself (locks.py), which excludes processes of other machines. The
+    locks of such processes on staging directories are not visible here.
     """
     with storage(directory):
         names = os.listdir(directory)
@@ -280,7 +281,8 @@ def clean(directory: Path) -> None:
 
 
 def _clean_abandoned(directory: Path) -> None:
-    """Removes the staging directories of dead processes, but none whose process may be running on another machine."""
+    """Removes the staging directories of processes that have ended. Keeps a staging directory if the process that made
+    it may be running on another machine."""
     with suppress(OSError):
         for name in os.listdir(directory):
             matched = STAGING.fullmatch(name)
@@ -289,12 +291,10 @@ def _clean_abandoned(directory: Path) -> None:
 
 
 def _is_removable(path: Path) -> bool:
-    """Returns whether the staging directory `path` may be removed, because its process has surely or probably ended.
-
-    Call this only if that process ran on another machine, or on this one before the last reboot. Returns True if the
-    directory is on a local disk, which no other machine writes to, or if nothing was written to it for seven days
-    (UNTOUCHED).
-    """
+    """Returns whether the staging directory `path` may be removed, because the process that made it has surely or
+    probably ended: if it is on a local disk, to which no other machine writes, or if nothing was written to it for
+    seven days (UNTOUCHED). Only for a directory that was made on another machine, or on this machine before its last
+    reboot."""
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0
             return True

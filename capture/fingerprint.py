@@ -27,7 +27,8 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """Returns the fingerprint of `module`; of the module inside it if `module` is a wrapper (see wrappers.py).
+    """Returns the fingerprint of `module`. If `module` is a wrapper, such as DataParallel, returns that of the module
+    inside.
 
     The keys are `class`, `names` (digest of the sorted names and shapes of the tensors in the state dict) and `weights`
     (digest of their names, dtypes and bytes). A model with tensors on the meta device has `weights` "unknown", which
@@ -88,20 +89,20 @@ class Origin(NamedTuple):
         return cls(kind, names.hexdigest(), dtype_name(_most(values)), weights)
 
     def other_structure(self, module: nn.Module) -> str | None:
-        """Returns a text that says how the class or the tensors' names or shapes of `module` differ from this origin's.
-
-        Returns None if they agree.
-        """
+        """Returns a text that says how `module` differs from the model of this fingerprint in its class, or in the
+        names or shapes of its tensors. Returns None if they agree."""
         names = hashlib.sha256(b"".join(_line(*item) for item in sorted(module.state_dict().items()))).hexdigest()
         if type(module).__name__ != self.kind:
             return f"it is a {type(module).__name__} and not a {self.kind}"
         return None if names == self.names else "it has other tensors"
 
     def other_weights(self, module: nn.Module) -> str | None:
-        """Returns both digests as text if the weights of `module` differ from those of this origin; None if they agree.
+        """Returns None if the weights of `module` agree with this fingerprint. Otherwise returns a text with the
+        beginnings of both digests of the weights, "DIGEST, not DIGEST".
 
-        The weights are compared in the narrower of the two models' dtypes. Returns None too if they cannot be compared:
-        neither dtype can represent the other's values (float16 and bfloat16), or a weight is on the meta device.
+        The weights are compared in the narrower of the two models' dtypes. Also returns None if they cannot be
+        compared: if one model is float16 and the other bfloat16, because neither dtype represents the values of the
+        other, or if a weight of `module` is on the meta device.
         """
         tensors, values = sorted(module.state_dict().items()), Counter[torch.dtype]()
         for _, tensor in tensors:

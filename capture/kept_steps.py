@@ -40,13 +40,13 @@ def keep_rule(text: str) -> KeepRule:
 
 
 class KeptSteps:
-    """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
+    """Chooses by `rule` which denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
-    The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
-    run as many as the run before. `announced` is called when the first run first calls the denoiser. It returns the
-    number of steps that the pipeline reports, or None; a number replaces `expected`. If `miscounted` returns True at
-    the end of a run, other steps were stored than `rule` requires, and the run has to be repeated. A step without a
-    recorded call is not counted as a step.
+    The number of steps of a run, on which the rule may depend, is only certain when the run ends. The first run is
+    expected to have `expected` steps, each later run as many as the run before. When the first run first calls the
+    denoiser, `announced` is called, and returns the number of steps that the pipeline reports, which replaces
+    `expected`, or None. If `miscounted` returns True at the end of a run, the stored steps are not those that the rule
+    requires, and the run has to be repeated. Only steps in which the denoiser is called are counted.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:

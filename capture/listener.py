@@ -23,7 +23,8 @@ _OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """Yields a UnitWriter for the `with` block to fill; when the block ends, its unit becomes a capture in `directory`.
+    """Yields a UnitWriter, to which the `with` block adds calls. When the block ends, these calls become a capture in
+    `directory`, as the calls of one prompt.
 
     `module` is the recorded denoiser, `name` its name in the capture. If the block raises an error, no capture is
     finished. Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no call.
@@ -70,8 +71,8 @@ class Listener(nn.Module):
     receives: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back afterwards. With a
     directory a Listener only records inside its `with` block, because the capture is finished at the end of the block.
 
-    A pipeline may replace attention processors of the module while it runs, as PAG does. `swapped` counts the replaced
-    ones, and a warning is logged, because a replay runs the original ones.
+    A pipeline may replace attention processors of the module while it runs, as PAG does. `swapped` counts the
+    processors that were replaced, and a warning is logged, because a replay runs the original processors.
 
     Raises UsageError for a call outside the block if there is a directory, and for arguments without names if calls
     stay in memory; MisfitError if a directory was given and no call was recorded; FileError for a value that cannot be
@@ -98,7 +99,8 @@ class Listener(nn.Module):
 
     @property
     def swapped(self) -> int:
-        """The number of the module's attention processors that were replaced by others when the first call ran."""
+        """The number of the module's attention processors that the pipeline had replaced by others when it first called
+        the module."""
         return swapped(self._recorder.processors, processors_of(self.module)) if self._recorder.call_count else 0
 
     def _warn_swapped(self) -> None:

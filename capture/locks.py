@@ -56,8 +56,8 @@ def lock(directory: Path) -> Lock:
 def _take(descriptor: int, path: Path, directory: Path) -> bool:
     """Locks the open lock file of `directory` and writes the id and the host of this process into it.
 
-    `descriptor` is that of the lock file, `path` its path. Returns False if the last process that held the lock has
-    removed the file meanwhile. Raises StorageError if another process holds the lock.
+    `descriptor` is the file descriptor of the lock file, `path` the path. Returns False if the last process that held
+    the lock has removed the file meanwhile. Raises StorageError if another process holds the lock.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

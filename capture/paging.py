@@ -15,8 +15,8 @@ _PAGE_OUT = 21
 def page_out(weight: Tensor) -> None:
     """Drops the pages of `weight`, a tensor in a memory-mapped file, from resident memory.
 
-    The tensor keeps its values: using them reads the file again. Does nothing outside Linux, and nothing for memory
-    that torch allocated itself.
+    The tensor keeps its values, because using them reads the file again. Does nothing outside Linux, or if torch itself
+    allocated the memory of `weight`.
     """
     if sys.platform != "linux" or weight.device.type != "cpu" or weight.untyped_storage().resizable():
         return
@@ -30,8 +30,9 @@ def page_out(weight: Tensor) -> None:
 def _unmodified(first: int, end: int) -> bool:
     """Returns whether all pages of this process between the addresses `first` and `end` still belong to their file.
 
-    A page that was written to may be a private copy, which must not be dropped. Bits 61 to 63 of an entry of pagemap
-    mean: file page or shared, swapped, present (Linux, Documentation/admin-guide/mm/pagemap.rst).
+    A page that was written to may be a private copy, which must not be dropped. The kernel describes each page in
+    /proc/self/pagemap by an entry of 64 bits: bit 61 says that the page belongs to a file or is shared, bit 62 that it
+    is swapped, bit 63 that it is in memory (Linux, Documentation/admin-guide/mm/pagemap.rst).
     """
     try:
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:

@@ -25,7 +25,7 @@ class Reports:
         self._report, self._every, self._last = report, every, time.monotonic()
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`; before each, reports the progress if the last report was at least `every` seconds ago.
+        """Yields `items`. Before each item, reports the progress if the last report was at least `every` seconds ago.
 
         `label` names the task in the reports; `total` is the number of items, None if unknown.
         """
@@ -38,8 +38,8 @@ class Reports:
         """Reports the progress of the task `label`, of which `done` of `total` items are finished, if the last report
         was at least `every` seconds ago.
 
-        `share`, 0 to 1, is the part of the task that was done since `began` (time.monotonic). The estimate of the
-        seconds left follows from `share` and `began`.
+        `began` is a time by time.monotonic, and `share`, 0 to 1, the part of the task that was done since then. These
+        two give the estimate of the seconds left.
         """
         now = time.monotonic()
         if now - self._last >= self._every:
@@ -49,8 +49,8 @@ class Reports:
 
 def line(label: str, done: int, total: int | None, remaining: float | None) -> str:
     """Formats a report as text, such as "freeze: 12 of 48, about 3 min 10 s left": the task `label`, how many of its
-    `total` items are `done`, and the `remaining` seconds. `total` and `remaining` are None if unknown, and then left
-    out."""
+    `total` items are `done`, and the `remaining` seconds. If `total` or `remaining` is None, which means unknown, it is
+    left out."""
     count = f"{done} of {total}" if total is not None else f"{done} done"
     return f"{label}: {count}" + ("" if remaining is None else f", about {duration(remaining)} left")
 

@@ -50,8 +50,9 @@ class Ranks:
     def connect(self, device: str) -> str:
         """Connects the processes; returns the name of the device that this process uses.
 
-        `device` is auto, cpu, cuda or npu, with or without an index as in cuda:1. With several processes, auto is
-        resolved and a missing index is added; a single process uses `device` itself.
+        `device` is auto, cpu, cuda or npu, with or without an index as in cuda:1. With several processes, auto becomes
+        cuda where it is available, else cpu, and a missing index of cuda or npu becomes `local`, the number of this
+        process on its machine. A single process uses `device` itself.
         """
         return device
 
@@ -102,9 +103,11 @@ class Ranks:
 
 
 class ConnectedRanks(Ranks):
-    """The processes of a run that has more than one; they connect as the environment variables of torchrun say.
+    """The processes of a run that has more than one. They find each other by the environment variables that torchrun
+    sets.
 
-    `rank`, `world` and `local` have the same meaning as in Ranks.
+    `rank` is the number of this process, `world` the number of processes, `local` the number of this process on its
+    machine.
     """
 
     def __init__(self, rank: int, world: int, local: int) -> None:
@@ -215,10 +218,10 @@ class ConnectedRanks(Ranks):
             raise error_with(first.code, f"rank {first.rank} failed and ended the run. Its message says why.")
 
     def _check_heartbeats(self, beats: list[int], times: list[float]) -> None:
-        """Raises DeviceError for a rank without a heartbeat for PATIENCE seconds.
+        """Raises DeviceError for a rank without a heartbeat for PATIENCE (60) seconds.
 
-        `beats` has the last count of heartbeats of each rank, `times` when this process first read that count
-        (time.monotonic); both are updated.
+        `beats` has the last count of heartbeats of each rank, `times` the time (time.monotonic) at which this process
+        first read that count. The method updates both lists.
         """
         now = time.monotonic()
         for rank in range(self.world):

@@ -121,9 +121,9 @@ class Recorder:
     step takes one, two or three calls. `keep(step)` returns whether the calls of a step are stored; `drop` has the
     names of arguments that are not stored. The `with` blocks of one recorder may be nested.
 
-    Positional arguments are stored under the parameter names of the module's forward; if `module` is a wrapper, of the
-    forward of the module inside it. If that forward takes *args and passes them unchanged to its only child, the names
-    are those of the child; otherwise such arguments stay positional.
+    Positional arguments are stored under the parameter names of the module's forward. If `module` is a wrapper, such as
+    DataParallel, the names are those of the module inside it. If the forward takes *args and passes them unchanged to
+    the only child module, the names of these arguments are those of the child; otherwise they stay positional.
 
     `call_count` is the number of calls so far, stored or not. `processors` maps names to the attention processors that
     the module had at the first call.
@@ -179,10 +179,10 @@ class Recorder:
             self._stack = None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records a call of the recorder's module, as its forward pre-hook.
+        """Serves as the forward pre-hook of `module`, the recorded module: records the call.
 
-        Leaves the recording to `_before_callee` if the argument names have to come from the only child module, which
-        receives the arguments.
+        If `module` passes positional arguments as *args to its only child module, only the child has names for these
+        arguments. Then the call is recorded later, by the hook of the child.
         """
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
@@ -193,7 +193,9 @@ class Recorder:
             self._record(rest, named)
 
     def _before_callee(self, callee: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records the running call with the argument names of `callee`, as a forward pre-hook of `callee`."""
+        """Serves as a forward pre-hook of `callee`, the child module to which the recorded module passes its *args:
+        records the running call of the recorded module, with the argument names of `callee`. If `callee` gets other
+        arguments than the recorded module, the call is recorded with positional arguments."""
         if self._pending is None or not self._pending.same_objects(args, kwargs):
             return self._after_call()
         try:
@@ -203,7 +205,8 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """As a forward hook, records the running call with positional arguments, unless it was recorded already."""
+        """Serves as a forward hook of the recorded module: records the running call with positional arguments, if it
+        was not recorded before, as when the child module that has names for the arguments was not called."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

@@ -33,7 +33,8 @@ def _variadic(module: nn.Module) -> bool:
 
 
 class ArgumentSnapshot(NamedTuple):
-    """The arguments of a call, with the version counters of their tensors, which show later changes in place."""
+    """The arguments of a call, with the version counters of their tensors. A counter changes if its tensor is changed
+    in place later."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -60,7 +61,7 @@ class ArgumentSnapshot(NamedTuple):
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """Returns the version counters of all tensors in the arguments, except tensors made in inference mode, which have
-    none."""
+    """Returns the version counters of all tensors in the arguments. Tensors made in inference mode are left out,
+    because they have no counter."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -73,7 +73,8 @@ def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: st
 
 
 def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> bytes:
-    """Reads a whole regular file. Raises FileError if it is larger than `limit` bytes; `remedy` ends the message."""
+    """Reads a whole regular file. Raises FileError if it is larger than `limit` bytes. The message ends with `remedy`,
+    which says what the user can do."""
     with open_regular(path, remedy) as (descriptor, size):
         if size > limit:
             raise damage(path, f"larger than {limit >> 20} MiB", remedy)
@@ -83,7 +84,8 @@ def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> byt
 
 
 def digest_of_file(path: Path, remedy: str = "") -> str:
-    """Returns the hexadecimal SHA-256 of a regular file. `remedy` ends the message if the file cannot be read."""
+    """Returns the hexadecimal SHA-256 of a regular file. If the file cannot be read, the message of the error ends with
+    `remedy`, which says what the user can do."""
     digest, piece = sha256(), memoryview(bytearray(_PIECE))
     with open_regular(path, remedy) as (descriptor, size):
         for offset in range(0, size, _PIECE):
@@ -122,7 +124,8 @@ class Sealed(NamedTuple):
 def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = True) -> dict[str, Any]:
     """Parses `content`, read from the file at `path`, as a JSON object.
 
-    Raises FileError for anything else and, with `finite`, for NaN and infinite numbers; `remedy` ends the message.
+    Raises FileError if `content` is not a JSON object or, with `finite`, if it has NaN or an infinite number. The
+    message ends with `remedy`, which says what the user can do.
     """
     try:
         value = parse_json(content, finite=finite)
@@ -140,7 +143,7 @@ def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = 
 def seal(body: Any) -> bytes:
     """Returns the content of a sealed file: `body` as canonical JSON, with its SHA-256.
 
-    Raises StorageError if that is more than MANIFEST_LIMIT bytes.
+    Raises StorageError if the content is larger than 64 MiB (MANIFEST_LIMIT).
     """
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
@@ -151,10 +154,8 @@ def seal(body: Any) -> bytes:
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """Reads a sealed file: JSON that holds its own SHA-256. Raises FileError if a single bit of it has changed.
-
-    Also raises FileError if the file is larger than `limit` bytes. `remedy` ends the message.
-    """
+    """Reads a sealed file: JSON that holds its own SHA-256. Raises FileError if a single bit of the file has changed,
+    or if the file is larger than `limit` bytes. The message ends with `remedy`, which says what the user can do."""
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

@@ -20,7 +20,8 @@ def existing_parent(target: Path) -> Path:
 def check_space(target: Path | str, needed: int, remedy: str = "Free space or use another directory") -> None:
     """Raises StorageError if the disk of `target`, which may not exist yet, has fewer free bytes than `needed`.
 
-    `remedy` ends the message. A file system that does not report its free bytes passes.
+    The message ends with `remedy`, which says what the user can do. Does nothing if the file system does not report its
+    free bytes.
     """
     path = Path(target).resolve()
     try:

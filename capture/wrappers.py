@@ -17,8 +17,8 @@ _ATTRIBUTES = {
 def inside(module: nn.Module) -> nn.Module:
     """Returns the module inside `module`, through any number of wrappers; `module` itself if it is not a wrapper.
 
-    A wrapper is recognised by its class, such as DataParallel or Listener (see _ATTRIBUTES). A subclass that overrides
-    forward does not count.
+    A wrapper is recognised by its class (_ATTRIBUTES): DataParallel, DistributedDataParallel, AveragedModel, Listener,
+    or the class of what torch.compile returns. A module of a subclass that overrides forward is not a wrapper.
     """
     attribute = _attribute(type(module))
     while attribute is not None:

@@ -49,7 +49,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
 
 def _refuse_misspelt(name: str, value: str) -> None:
     """Raises UsageError if `value`, given to the argument `name`, is not JSON but was probably meant as JSON, such as
-    `True`, `+1` or `[1, 2` (without the closing bracket). Otherwise it would reach the pipeline as a text."""
+    `True`, `+1` or `[1, 2` (without the closing bracket). Without this check the value would reach the pipeline as a
+    text."""
     word = value.strip()
     if word in ("True", "False", "None"):
         word_in_json = "null" if word == "None" else word.lower()

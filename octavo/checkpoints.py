@@ -63,9 +63,11 @@ class Deployed(NamedTuple):
 def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
-    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. If
-    `out` holds files of neither kind, returns `ascend`, whose reader then raises an error. But if a config.json names
-    another library, such as torchao, raises UsageError; `remedy`, if given, is the advice at the end of the message.
+    A format that diffusers loads as a whole model is preferred to a format whose layers are put into the float model.
+    If there are files of neither kind, returns `ascend`; reading the checkpoint then raises an error.
+
+    Raises UsageError if no format of Octavo is a whole model, and a config.json in `out` names another library, such as
+    torchao. The message ends with `remedy`, which says what the user can do.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -101,8 +103,8 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     `component`, the name of a denoiser, wins over the name in the checkpoint's report. If neither gives a name, every
     denoiser of `pipe` is tried.
 
-    Raises FileError for damaged files; MisfitError if the checkpoint was not made from the named denoiser, or from none
-    of those tried.
+    Raises FileError for damaged files; MisfitError if the checkpoint was made from another model than the named
+    denoiser or, without a name, from none of the denoisers of `pipe`.
     """
     report = read_report(out)
     only = component or report.get("component")
@@ -173,10 +175,10 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
 
 def _difference(module: nn.Module, other: nn.Module) -> str | None:
     """Returns a text that says how the float `module` differs from the float model that `other` was quantized from: in
-    class, in the shape of a tensor, or in all values. Returns None if they agree.
+    class, in the shape of a tensor, or in the values of all parameters. Returns None if they agree.
 
-    Export may have folded smoothing factors into float layers and norms of `other`. So some float parameters may
-    differ: the values agree if at least one float parameter of `module` is equal, up to rounding, to that of `other`.
+    The values agree if at least one float parameter of `module` is equal, up to rounding, to that of `other`. The
+    others may differ, because export may have folded smoothing factors into float layers and norms of `other`.
     """
     if type(module) is not type(other):
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
@@ -321,9 +323,9 @@ def open_pipeline(
     are those of the float pipeline; `loras` are added to its weights. `options` are further arguments of
     `load_pipeline`.
 
-    Raises UsageError if `source` is a pipeline but `model` or `component` is not None, if `source` is a checkpoint and
-    there are `loras`, and if neither `model` nor the checkpoint's report names the model; MisfitError for a checkpoint
-    of another model; FileError for damaged files.
+    Raises UsageError if `source` is a pipeline and `model` or `component` is given, if `source` is a checkpoint and
+    `loras` are given, or if the model of a checkpoint is named neither by `model` nor by the checkpoint's report.
+    Raises MisfitError for a checkpoint of another model, FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)

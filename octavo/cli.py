@@ -63,8 +63,8 @@ def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
 
 @contextmanager
 def ranked(debug: bool) -> Iterator[Ranks]:
-    """Yields the ranks of this run. An error in the body of `with` ends all ranks: one prints the error, and all exit
-    with its exit code. With `debug`, Python prints a traceback instead."""
+    """Yields the ranks of this run. An error in the body of `with` ends all ranks: one of them prints the error, and
+    all exit with its exit code. With `debug`, Python prints a traceback instead."""
     from .terminal import errors
 
     ranks = ranks_of_environment()

@@ -72,34 +72,38 @@ def size_class(scores: int) -> str:
 
 
 def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
-    """Returns the candidate, a key of CANDIDATES, to compute attention for inputs of `dtype` in the size class `size`.
-    `word`: a key of ATTENTION, which limits the candidates."""
+    """Returns the way to compute attention that is fastest for inputs of `dtype` and `size`, a size class: "small",
+    "medium" or "large". The result is a key of CANDIDATES, such as "torch" or "integers". `word`, a key of ATTENTION,
+    says which candidates are allowed: "auto" allows all, "float" all but integers."""
     allowed = ATTENTION[word]
     return allowed[0] if len(allowed) == 1 else choose_attention(times_of(dtype), size, word)
 
 
 def choose_attention(times: Times, size: str, word: str = "auto") -> str:
-    """Returns the candidate to compute attention in the size class `size`, by the seconds in `times`. `word`, a key of
-    ATTENTION, limits the candidates."""
+    """Returns the candidate with which to compute attention, by the seconds in `times` for `size`, a size class
+    ("small", "medium" or "large"): the fastest, or torch's own unless the fastest takes less than 90 % of its time.
+    `word`, a key of ATTENTION, says which candidates are allowed: "auto" allows all, "float" all but integers."""
     return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
 
 
 def in_float32(dtype: torch.dtype, kind: str) -> bool:
-    """Returns whether float layers of `kind`, a key of `Times.products`, should compute in float32 for inputs of
-    `dtype`, because that was measured to be faster on this processor. Returns False if `dtype` is float32 itself."""
+    """Returns whether float layers should compute in float32 for inputs of `dtype`, because that was measured to be
+    faster on this processor. `kind` says which layers: "few rows" or "many rows" (linear layers with so many rows in
+    the input), or "convolution". Returns False if `dtype` is float32 itself."""
     return dtype in DTYPES[1:] and fastest(times_of(dtype).products[kind]) == "float32"
 
 
 def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
     """Returns whether a linear layer should compute in float32 for an input of `dtype` with `rows` rows, because that
-    was measured to be faster. Returns False for fewer than LEAST_ROWS rows: for these, converting the weight takes
-    longer than it saves."""
+    was measured to be faster. Returns False for fewer than 16 rows (LEAST_ROWS), because converting the weight would
+    then take longer than it saves."""
     return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
 
 
 def attention_gains(dtype: torch.dtype, word: str) -> bool:
-    """Returns whether any candidate for attention is faster than torch's in at least one size class, for inputs of
-    `dtype`. `word`, a key of ATTENTION, limits the candidates."""
+    """Returns whether, for inputs of `dtype` of some size, a candidate for attention is faster than torch's own
+    function. `word`, a key of ATTENTION, says which candidates are allowed: "auto" allows all, "float" all but
+    integers."""
     return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
 
 
@@ -157,8 +161,8 @@ def one_thread() -> Iterator[None]:
 
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Returns a dict from the name of each function to the seconds of processor time that a call takes in the calling
-    thread: the least of several calls, after one to warm up. The functions are called in turn. A function that raises
-    an exception takes infinitely long."""
+    thread: the least of several calls, after one to warm up. The functions are called in turn. The time of a function
+    that raises an exception is infinity."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()
@@ -189,15 +193,18 @@ def _randn(*shape: int) -> Tensor:
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
     """Returns a dict from the name of each candidate that fits `dtype` to a function without arguments. The function
-    computes attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
+    computes attention on `heads` heads with `rows` queries and `keys` keys each. Its inputs lie in memory as in models,
+    with the numbers of all heads of a token side by side."""
     shapes = [(1, length, heads, _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns two functions without arguments, in a dict by the name of the dtype in which they compute: `dtype` and
-    float32. Both functions compute a float layer of `kind` on inputs of `dtype`."""
+    """Returns two functions without arguments that compute the same float layer on inputs of `dtype`, one in `dtype`
+    and one in float32. The result is a dict from the name of this dtype, such as "bfloat16" or "float32", to the
+    function. `kind` is the kind of the layer: "few rows" or "many rows" (linear layers with so many rows in the input),
+    or "convolution"."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

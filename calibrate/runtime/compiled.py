@@ -1,9 +1,9 @@
 """Integer layers on a CPU inside graphs of torch.compile.
 
-For a static linear layer, the graph computes the codes of the input, so that torch.compile can fuse this with the
-operations before; a custom operator computes the rest. For all other layers a custom operator computes the whole layer.
-A layer cannot be an argument of an operator, so the operator gets a tensor that holds the layer's number, and finds the
-layer in LAYERS.
+For a static linear layer, the graph itself computes the codes of the input, so that torch.compile can fuse this
+computation with the operations before the layer. A custom operator then computes the output from the codes. For all
+other layers a custom operator computes the whole layer. A layer cannot be an argument of an operator, so the operator
+gets a tensor that holds the layer's number, and finds the layer in LAYERS.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def _multiplies_codes() -> bool:
 
 def supports(layer: Int8Layer) -> bool:
     """Returns whether `layer` can run inside a graph of torch.compile. A layer with a range for each timestep bin
-    cannot: it chooses its range by the noise level of the call, which a graph does not know."""
+    cannot, because it chooses its range by the noise level of the call, which a graph does not know."""
     return not layer.input_type.by_level
 
 

@@ -1,14 +1,16 @@
-"""The CPU backend: oneDNN's kernels multiply uint8 codes of the input by packed int8 weights, and apply scale, bias and
+"""The CPU backend: oneDNN's kernels multiply the codes of the input by packed int8 weights, and apply scale, bias and
 GELU in the same pass.
+
+The codes of inputs are uint8 here, which are the int8 codes plus 128: for int8 inputs with a zero point other than 0
+oneDNN is ten times slower.
 
 A packed weight is in oneDNN's own layout, which torch.compile cannot trace, so graphs of torch.compile contain custom
 operators instead (`compiled`). A layer with a range for each timestep bin chooses its range by the noise level of the
 call. A graph does not know the noise level, so such a layer runs outside of graphs.
 
-The codes of inputs are uint8, the int8 codes plus 128, because oneDNN is ten times slower for int8 with a zero point.
 The reference backend adds quant_bias to the integer sum, exactly. oneDNN multiplies the sum by the scale, and then adds
-a bias that is rounded to float32. This rounding shows in outputs close to 0 of a layer with a large bias: there the two
-backends differ by about the rounding error of the bias.
+a bias that is rounded to float32. Because of this rounding the two backends differ in outputs close to 0 of a layer
+with a large bias, by about the rounding error of the bias.
 """
 
 from collections.abc import Iterator
@@ -33,8 +35,9 @@ _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can w
 
 
 def multiplies_codes() -> bool:
-    """Returns whether this processor can multiply the integers of linear layers fast: either oneDNN sums products in
-    int32 on it, or Octavo's kernel runs on it. If not, the reference backend computes the layers."""
+    """Returns whether this processor can compute integer linear layers fast: either it has VNNI, the instructions with
+    which oneDNN multiplies 8-bit integers exactly, or Octavo's compiled kernel runs on it. If not, the reference
+    backend computes the layers."""
     return sums_in_int32() or kernels.library() is not None
 
 
@@ -47,9 +50,9 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
 
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output (rows, out) of a static layer, in `dtype`, for an input that is already quantized: `q` holds
-    its uint8 codes (rows, in). If `gelu` is not None, returns GELU of the output; `gelu` is then the argument
-    `approximate` of F.gelu, "none" or "tanh"."""
+    """Returns the output (rows, out) of a static layer, in `dtype`, for an input that is already quantized: `q` (rows,
+    in) holds its codes as uint8, that is, the int8 codes plus 128. If `gelu` is not None, returns GELU of the output;
+    `gelu` is then the argument `approximate` of F.gelu, "none" or "tanh"."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer, q, 0, dtype, gelu)
@@ -93,8 +96,9 @@ def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
-    """Returns the codes of `x` (..., in) as uint8 (rows, in), by scale and zero point of the layer's input in the
-    timestep bin with the index `index`, which is 0 for a layer with one range."""
+    """Returns the codes of `x` (..., in) as uint8 (rows, in), that is, the int8 codes plus 128. All leading axes of `x`
+    become rows. `index` is the index of the timestep bin whose scale and zero point determine the codes, 0 for a layer
+    with one range."""
     rows, library = x.reshape(-1, x.shape[-1]), kernels.kernels_for(x)
     q = torch.empty(rows.shape, dtype=torch.uint8)
     scale, zero_point, transform = layer.quantization(index)
@@ -107,13 +111,14 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape, with the scale and zero point
-    `qparams`: in one pass of Octavo's compiled kernel for the dtypes that it accepts, else in a few passes of torch.
+    """Writes the codes of the float tensor `x`, plus 128, into `out`, uint8 of the same shape. `qparams` are the scale
+    and zero point. Octavo's compiled kernel writes the codes in one pass if it accepts the dtype of `x`, else torch in
+    a few.
 
-    torch adds _WHOLE (1.5 * 2 ** 23) and SHIFT (128, from int8 to uint8 codes). A float32 number of this size has no
-    fraction, so the sum is rounded to a whole number; ties go to even codes, because both constants are even. They are
-    added after zero_point has been added and the sum rounded to float32, as in the reference backend; adding all three
-    at once could give other codes.
+    torch divides by the scale, adds the zero point, and then adds _WHOLE + SHIFT, where _WHOLE is 1.5 * 2 ** 23 and
+    SHIFT is 128. A float32 number as large as _WHOLE has no fraction, so this sum is rounded to a whole number. A tie
+    becomes an even code, as in the reference backend, because both constants are even. The zero point is added first,
+    since adding all three numbers at once would round only once and could give other codes.
     """
     library = kernels.kernels_for(x)
     if library is not None:
@@ -138,19 +143,21 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _store(out: Tensor, input_codes: Tensor) -> Tensor:
-    """Writes `input_codes`, int8 codes as whole float32 numbers, into the uint8 tensor `out` of the same shape, with
-    SHIFT added. Returns `out`, and overwrites `input_codes`.
+    """Writes `input_codes`, int8 codes as whole float32 numbers, plus 128 into the uint8 tensor `out` of the same
+    shape. Returns `out`, and overwrites `input_codes`.
 
-    First adds _WHOLE (1.5 * 2 ** 23) too, so that the uint8 codes are the low bits of the float32 numbers. Then reads
-    these numbers as int32, because the CPU converts 16 int32 numbers to uint8 at a time, but only one float32 number.
+    Adds 128 (SHIFT) and 1.5 * 2 ** 23 (_WHOLE) to each number: at this size the low eight bits of a float32 number are
+    the uint8 code. Then reads the float32 numbers as int32, because the CPU converts 16 int32 numbers to uint8 at a
+    time, but only one float32 number.
     """
     return out.copy_(input_codes.add_(_WHOLE + SHIFT).view(torch.int32))
 
 
 def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`. For a dynamic
-    layer, the output lacks the scale of each row and the bias. `gelu`: None, or the approximation of the GELU that is
-    applied to the output, "none" or "tanh"."""
+    """Returns the output of the layer, in `dtype`, for the input codes `q`, uint8 (rows, in), in the timestep bin
+    `index`. For a dynamic layer, the output still has to be multiplied by the scale of each row, and the bias added. If
+    `gelu` is not None, returns GELU of the output; `gelu` is then the argument `approximate` of F.gelu, "none" or
+    "tanh"."""
     if not sums_in_int32():
         library = kernels.library()
         assert library is not None

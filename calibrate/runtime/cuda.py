@@ -1,5 +1,5 @@
-"""The CUDA backend. Octavo's Triton kernels compute linear layers. Where these cannot run, as without Triton, and for
-convolutions, cuBLAS multiplies the integers and plain torch computes the rest."""
+"""The CUDA backend. Octavo's Triton kernels compute linear layers. Without Triton, for inputs and GPUs that the kernels
+do not support, and for convolutions, cuBLAS multiplies the integers and plain torch computes the rest."""
 
 from importlib.util import find_spec
 
@@ -19,8 +19,8 @@ else:
 
 @torch.compiler.assume_constant_result
 def _runs_kernels(device: torch.device) -> bool:
-    """Returns whether `device` is a GPU that can run Octavo's Triton kernels: one since NVIDIA's Ampere. Does not check
-    that Triton is installed."""
+    """Returns whether `device` is an NVIDIA GPU of the Ampere generation or a later one, which Octavo's Triton kernels
+    need. Does not check that Triton is installed."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

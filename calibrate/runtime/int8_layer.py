@@ -1,9 +1,8 @@
-"""Defines the classes of the integer layers that a backend computes. Each holds the tensors of the layer, and for the
-CPU the weight in the memory layout that the CPU's products need.
+"""Defines LinearState and Conv2dState, the classes of the integer layers that a backend computes. Such a layer holds
+its tensors, and on a CPU also the weight in oneDNN's memory layout.
 
-The classes are `LinearState` and `Conv2dState`. The module `int8_modules` has subclasses of both, with a forward that
-calls the backend. Operators in graphs of torch.compile get a number instead of a layer, and find the layer by this
-number in LAYERS.
+The module `int8_modules` has subclasses of both classes, with a forward that calls the backend. Operators in graphs of
+torch.compile get a number instead of a layer, and find the layer by this number in LAYERS.
 """
 
 import weakref
@@ -34,9 +33,10 @@ def number_of(layer: "Int8Layer") -> Tensor:
 
 
 class Int8Layer(IntegerLayer):
-    """An integer layer that runs on `backend`, a name in BACKENDS; None: on the backend of the input's device, or on
-    the reference backend for a device without one. `number` is the layer's key in LAYERS, a 0-d int64 tensor.
-    `shared_codes` has the codes of the last input, which this layer shares with other layers of the model.
+    """An integer layer that runs on `backend`, a name in BACKENDS. If `backend` is None, the layer runs on the backend
+    for the device of its input; the reference backend serves devices without a backend of their own. `number` is the
+    layer's key in LAYERS, a 0-d int64 tensor. `shared_codes` has the codes of the last input, which this layer shares
+    with other layers of the model.
 
     On the CPU, the first forward of a layer packs the weights of all integer layers of the model, that is, copies them
     to oneDNN's layout, and frees the plain weights, so that only one copy is in memory. A plain weight is restored when
@@ -56,8 +56,8 @@ class Int8Layer(IntegerLayer):
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
-        """Returns a fast layer that computes the same as the integer layer `layer`. Both share their tensors and their
-        NoiseLevel object."""
+        """Returns a fast layer that computes the same as the integer layer `layer`. The two layers share their tensors
+        and the NoiseLevel object, which holds the noise level of the denoiser's current call."""
         geometry = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
         fast = cls(layer.numbers, *geometry)
         fast.noise_level = layer.noise_level
@@ -106,7 +106,8 @@ class Int8Layer(IntegerLayer):
         return bins
 
     def quantization(self, index: int) -> Quantization:
-        """Returns scale, zero point and transform of the layer's input in the timestep bin with the index `index`."""
+        """Returns how the layer's input becomes codes in the timestep bin with the index `index`: the scale, the zero
+        point, and the transform that is applied to the input first (smoothing or a rotation)."""
         if self._quantizations is None:
             numbers = zip(self.input_scale.view(-1).tolist(), self.input_zero_point.view(-1).tolist(), strict=True)
             self._quantizations = tuple(Quantization(*pair, self.transform) for pair in numbers)
@@ -144,7 +145,8 @@ class Int8Layer(IntegerLayer):
 
     def share(self, shared_codes: SharedCodes | None) -> None:
         """Gives this layer the object `shared_codes`. If several layers have the same object and receive the same
-        tensor, only the first of them computes its codes. None: the layer computes all codes itself."""
+        tensor, only the first of them computes its codes. If `shared_codes` is None, this layer always computes the
+        codes itself."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)
@@ -155,7 +157,8 @@ class LinearState(Int8Layer, QuantizedLinear):
 
     def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
         """Returns an object that computes, by a kernel of `library`, the layer's output from the codes of its input, in
-        the timestep bin `index`. For a dynamic layer, the output lacks the scale of each row and the bias."""
+        the timestep bin `index`. For a dynamic layer, the output still has to be multiplied by the scale of each row,
+        and the bias added."""
         if self._products is None:
             weight = self.weight.detach().contiguous()
             deq = self.deq if self.calibrated else self.weight_scale

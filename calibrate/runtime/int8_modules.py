@@ -26,7 +26,8 @@ def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
 
 
 class Int8Linear(LinearState):
-    """A QuantizedLinear that runs on the backend `backend`; None: on the backend for its input's device."""
+    """A QuantizedLinear that runs on the backend `backend`. If `backend` is None, it runs on the backend for the device
+    of its input."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
         """Returns the output of the layer for a float `input` (..., in), in the input's dtype. If `gelu` is not None,
@@ -36,7 +37,8 @@ class Int8Linear(LinearState):
 
 
 class Int8Conv2d(Conv2dState):
-    """A QuantizedConv2d that runs on the backend `backend`; None: on the backend for its input's device."""
+    """A QuantizedConv2d that runs on the backend `backend`. If `backend` is None, it runs on the backend for the device
+    of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = backend_of(self, input).conv2d(self, input)

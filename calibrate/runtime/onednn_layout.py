@@ -47,8 +47,8 @@ class Layouts:
 
 
 def _words(weight: Tensor) -> Tensor:
-    """Returns an int8 weight (rows, columns), padded with zeros to multiples of 64, as int32 words (rows, columns / 4)
-    of four int8 values each."""
+    """Returns an int8 weight (rows, columns), padded with zeros to multiples of 64, as int32 words (rows, columns / 4).
+    A word holds the four int8 values of four neighbouring columns of a row."""
     padding = [-side % _ROWS for side in weight.shape]
     if any(padding) or weight.storage_offset() % 4:
         weight = F.pad(weight, (0, padding[1], 0, padding[0]))
@@ -71,17 +71,17 @@ def _memory(packed: Tensor) -> Tensor:
 
 
 def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits the memory of a packed weight into two views: the words of the weight, (rows / 64, columns / 64, 16, 64),
-    and the negated sum of each row, (rows,). `words` are the words (rows, columns / 4) of the padded weight; only their
-    shape is used."""
+    """Splits the int32 words of a packed weight's memory into two views: the weight, (rows / 64, columns / 64, 16, 64),
+    and the negated sum of each row, (rows,). `words` (rows, columns / 4) is the padded weight with four int8 values in
+    each int32 word; only its shape is used."""
     weight, sums = memory.split([words.numel(), len(words)])
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 
 
 def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
-    """Returns whether `memory`, the int32 words of a packed weight's memory, is bit for bit what `Layouts` would write
-    for a padded weight: `words` are the words of the weight, and `negated_sums` (rows,) the negated sum of each of its
-    rows."""
+    """Returns whether `memory` holds a weight exactly as the class Layouts would write it. `memory` has the int32 words
+    of the memory of a weight that oneDNN packed. `words` (rows, columns / 4) is the same weight, padded but not packed,
+    with four int8 values in each int32 word, and `negated_sums` (rows,) has the negated sum of each of its rows."""
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)
@@ -89,8 +89,9 @@ def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
 
 
 def _is_distinctive(words: Tensor) -> bool:
-    """Returns whether more than half of some 256 sampled words of a weight are different values. If so, two packed
-    forms of the weight with equal memory have the same layout; a weight of zeros has equal memory in every layout."""
+    """Returns whether the values of a weight differ enough to recognize a memory layout by them: a weight of zeros, for
+    example, looks the same in every layout. True if more than half of about 256 sampled `words` (four int8 values each)
+    are different values."""
     step = words.numel() // _SAMPLED | 1  # odd, so that the samples come from different columns
     sampled = words.flatten()[::step].tolist()
     return 2 * len(set(sampled)) > len(sampled)

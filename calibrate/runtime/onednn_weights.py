@@ -26,8 +26,9 @@ SHIFT = 128  # added to int8 codes to make them uint8
 class Output(NamedTuple):
     """The numbers with which oneDNN turns a layer's integer sums into its output, in one timestep bin.
 
-    `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,); the sums, less the
-    effect of the zero point, are multiplied by `scale`, and `bias` is added, unless it is None.
+    `zero_point`: the zero point of the input plus 128, because oneDNN gets the input's codes as uint8. `scale` and
+    `bias`: float32 (out,). The sums, less the effect of the zero point, are multiplied by `scale`; then `bias` is
+    added, unless it is None.
     """
 
     zero_point: int

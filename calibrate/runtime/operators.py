@@ -1,5 +1,5 @@
-"""Runs the float operators of accelerated models on a CPU by the kernels that `choice` chose: attention, and the linear
-layers and convolutions that stay float."""
+"""Makes models on a CPU compute attention, and the linear layers and convolutions that stay float, by the kernels that
+the module `choice` measured to be the fastest on this processor."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -28,8 +28,8 @@ class FastOperators(TorchFunctionMode):
     """Runs the chosen kernels in place of torch's functions for attention, linear layers and convolutions, while this
     mode is entered.
 
-    `word`: a key of ATTENTION, which limits the kernels for attention. `dtypes`: the dtypes of the model's parameters;
-    linear layers and convolutions of other dtypes stay torch's.
+    `word`, a key of ATTENTION, limits the kernels for attention. `dtypes` are the dtypes of the model's parameters;
+    torch computes linear layers and convolutions of other dtypes.
     """
 
     def __init__(self, word: str, dtypes: Iterable[torch.dtype]) -> None:
@@ -83,14 +83,14 @@ class FastOperators(TorchFunctionMode):
         return func(input, weight, bias, *args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Enters this mode before a forward of `model` on a CPU; a forward pre-hook. Does nothing if the mode is still
-        active, which happens if the previous forward was interrupted."""
+        """Serves as a forward pre-hook of `model`: enters this mode before a forward, if the model is on a CPU. Does
+        nothing if the mode is still active, which happens if the previous forward was interrupted."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """Leaves this mode after a forward, also after one that raised an exception; a forward hook."""
+        """Serves as a forward hook: leaves this mode after a forward, even if the forward raised an exception."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
@@ -158,10 +158,10 @@ def attended(
     enable_gqa: bool = False,
     word: str = "auto",
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value by the fastest candidate, according to the measured times.
-    `word`, a key of ATTENTION, limits the candidates. torch's function computes the output if the call has few scores,
-    or if the other candidates do not support the call. The other arguments are those of
-    F.scaled_dot_product_attention."""
+    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate that was measured to be fastest. `word`,
+    a key of ATTENTION, limits the candidates. The other arguments are those of F.scaled_dot_product_attention. This
+    function of torch computes the output if a head has fewer than 2048 (LEAST_SCORES) scores, queries times keys, or if
+    the chosen candidate does not support the arguments."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
         for allowed in (word, "float"):  # a candidate in floating point serves where integers cannot
@@ -203,7 +203,7 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -
 
 def attend(model: nn.Module, word: str | None) -> None:
     """Makes forwards of `model` on a CPU use the operators that were measured to be fastest on this processor. `word`,
-    a key of ATTENTION, limits the candidates for attention; None: all operators are torch's."""
+    a key of ATTENTION, limits the candidates for attention. If `word` is None, torch computes all operators."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), FastOperators)]:
             del hooks[key]

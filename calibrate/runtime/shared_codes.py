@@ -36,9 +36,10 @@ class SharedCodes:
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """Returns the codes of `x` by `quantization`. If the last call of this method was for the same tensor object,
-        not changed since, and the same quantization, returns the codes of that call again; otherwise calls `make`,
-        which computes and returns them. The caller must not change the returned tensor."""
+        """Returns the codes of `x` by `quantization`, that is, by its scale, zero point and transform. The function
+        `make` computes and returns these codes. It is not called if the last call of this method had the same
+        quantization and the same tensor object, unchanged since; then the codes of that call are returned again. The
+        caller must not change the returned tensor."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last

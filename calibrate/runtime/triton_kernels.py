@@ -28,11 +28,11 @@ _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 @triton.jit
 def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Writes the int8 codes of one row of the float input `x` into the same row of `q`; both are (samples * rows, ins),
-    where `rows` is the number of rows of a sample. The index of the row is Triton's program_id(0). BLOCK is a power of
-    two, at least `ins`.
+    """Writes the int8 codes of one row of the float input `x` into the same row of `q`. `x` and `q` are (samples *
+    rows, ins), where `rows` is the number of rows of a sample. The index of the row is Triton's program_id(0). BLOCK is
+    a power of two, at least `ins`.
 
-    The row is first multiplied by `factors` (ins,), unless this is None. If DYNAMIC, the kernel computes the row's
+    The row is first multiplied by `factors` (ins,), unless `factors` is None. If DYNAMIC, the kernel computes the row's
     scale and writes it into `scale` (samples * rows,), and `zero_point` is None. Otherwise it reads `scale` and
     `zero_point` (samples,), one number for each sample.
     """
@@ -104,10 +104,10 @@ def _sums(
     x, weight, scale, row, channel, ins,
     FLOAT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sums (ROWS, OUTS) of products of two sets of rows: those of `x` with the indices `row` (ROWS,), and
-    those of `weight` with the indices `channel` (OUTS,). Reads INS of the `ins` columns at a time. Without FLOAT the
-    sums are int32. With FLOAT they are float32, and the weight's codes are first multiplied by `scale` (OUTS,) and
-    rounded to the dtype of `x`."""
+    """Returns the products of some rows of `x` with some rows of `weight`, (ROWS, OUTS): each entry is the sum over all
+    columns. `row` (ROWS,) has the indices of the rows of `x`, `channel` (OUTS,) those of the rows of `weight`. INS of
+    the `ins` columns are read at a time. With FLOAT, the weight's codes are first multiplied by `scale` (OUTS,) and
+    rounded to the dtype of `x`, and the sums are float32. Without FLOAT, the sums are int32."""
     column = tl.arange(0, INS)
     left = x + row[:, None] * ins + column[None, :]
     right = weight + channel[None, :] * ins + column[:, None]
@@ -126,8 +126,8 @@ def _sums(
 
 @triton.jit
 def _activated(y, GELU: tl.constexpr):
-    """Returns GELU of `y` in float32, by torch's approximation "none" or "tanh" that GELU names. If GELU is "", returns
-    `y` in float32."""
+    """Returns GELU of `y` in float32, where GELU is the argument `approximate` of F.gelu, "none" or "tanh". If GELU is
+    "", returns `y` in float32."""
     y = y.to(tl.float32)
     if GELU == "tanh":
         y = y / (tl.exp((y * y * y * _TANH_CUBE + y) * _TANH) + 1)

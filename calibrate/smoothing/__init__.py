@@ -1,1 +1,2 @@
-"""Moves outliers of inputs into weights (SmoothQuant), and folds the smoothing factors into the layers before."""
+"""Moves outliers of inputs into weights (SmoothQuant), and folds the smoothing factors into the layers and norms that
+produce these inputs."""

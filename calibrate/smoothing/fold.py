@@ -29,9 +29,9 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """Names one source of the input of smoothed layers, and which part of it takes their smoothing factors. If `target`
-    is a layer or norm, factor i of these layers is folded into its output `start` + i; if `target` is a parameter, into
-    number `start` + i of the flattened parameter.
+    """Names one source of the input of smoothed layers: `target`, a layer, norm or parameter of the model. The source
+    takes the layers' smoothing factors from its position `start` on: factor i is folded into output `start` + i of a
+    layer or norm, or into number `start` + i of the flattened parameter.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
@@ -116,8 +116,9 @@ def can_fold(model: nn.Module, group: FoldGroup) -> bool:
 def with_multipliers(
     model: nn.Module, transforms: Mapping[str, Transform | None], groups: Iterable[FoldGroup]
 ) -> list[str]:
-    """Returns the names of the layers that keep a smoothing multiplier after `fold`. `transforms` is a dict from the
-    name of each integer layer to the transform of its input."""
+    """Returns the names of the integer layers that still multiply their input at run time after `fold` has folded the
+    smoothing factors of `groups`, the smoothing groups, where it can. `transforms` is a dict from the name of each
+    integer layer to the transform of its input."""
     tensors = {name: {} if transform is None else transform.tensors for name, transform in transforms.items()}
     left = {name: each["mul_scale"] for name, each in tensors.items() if "mul_scale" in each}
     for group in groups:
@@ -162,8 +163,9 @@ def _layer_with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
 
 
 def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies the output of the layer, norm or parameter `fold.target` by `multiplier`, in the layers or parameters
-    of `result`. Returns False, with nothing changed, if this output cannot be multiplied."""
+    """Multiplies the output of the layer, norm or parameter `fold.target`, from its channel `fold.start` on, by
+    `multiplier` (channels,). Changes only `result`: an integer layer in `result.layers`, or the new values of float
+    parameters in `result.parameters`. Returns False, with nothing changed, if this output cannot be multiplied."""
     layer = result.layers.get(fold.target)
     if layer is None:
         return _multiply_parameters(model, result.parameters, fold, multiplier)
@@ -206,11 +208,12 @@ def fixed_scales(scheme: Scheme) -> str | None:
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset, float64 (out,), that a layer adds to the product of weight and input for each output channel.
-    `numbers` describe the layer, whose input ranges have to be known.
+    """Returns the offset, float64 (out,), that a static layer adds to the product of weight and input for each output
+    channel. `numbers` holds the layer's weight, biases and scales.
 
-    The offset of a channel is its float bias, unless the value of the integer bias (quant_bias) differs from the float
-    bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of quant_bias.
+    The offset of a channel is its float bias, unless quant_bias, converted from an integer to its value, differs from
+    the float bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of
+    quant_bias.
     """
     assert numbers.deq is not None
     assert numbers.quant_bias is not None
@@ -228,8 +231,9 @@ def output_offset(numbers: Numbers) -> Tensor:
 def _multiply_parameters(
     model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor
 ) -> bool:
-    """Multiplies the output of `fold.target`, a float layer, norm or parameter, by `multiplier`: puts functions that
-    compute the new values of its parameters into `parameters`. Returns False if this output cannot be multiplied."""
+    """Multiplies the output of `fold.target`, a float layer, norm or parameter, from its channel `fold.start` on, by
+    `multiplier` (channels,): puts functions that compute the new values of its parameters into the dict `parameters`.
+    Returns False if this output cannot be multiplied."""
     targets = _targets(model, fold)
     for name, value, plus_one in targets:
         before = parameters.get(name, partial(_copy, value.detach()))

@@ -45,8 +45,8 @@ T = TypeVar("T")
 class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
     `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain`, in dB, is 10
-    log10(error before / error after), where the error is the sum of the relative output errors of all layers that share
-    the transform, before and after they get it."""
+    log10(error before / error after). This error is the sum of the relative output errors of all layers that share the
+    transform, before without the transform and after with the transform."""
 
     transform: Transform
     alpha: float | None
@@ -85,13 +85,13 @@ def smooth(
 
     `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
     are smoothing groups: layers that need equal factors so that these can be folded into what produces their input.
-    `kind`, a subclass of Input, is the scheme of the layers, such as dynamic; `scheme` is the rule that computes codes
-    of inputs from a range, such as a symmetric one.
+    `kind` says when ranges of inputs are found: it is a subclass of Input, such as DynamicInput. `scheme` is the rule
+    that computes codes of inputs from a range, such as a symmetric one.
 
-    Layers whose input has at most eight rows (tokens) for each sample of the batch are not smoothed: so few rows do not
-    represent other calls. Where layers of a group have different inputs, the layers of each input get factors of their
-    own if that lowers the error by more than 20 %: the large channels of one transformer block may be small in another.
-    Collective: the ranks of `work` share the groups.
+    Layers whose input has at most eight rows (tokens) for each sample of the batch are not smoothed, because so few
+    rows do not represent other calls. Where layers of a group have different inputs, the layers of each input get
+    factors of their own if that lowers the error by more than 20 %, because the large channels of one block may be
+    small in another. Every rank of `work` has to call this function, because the ranks divide the groups among them.
     """
     chosen: dict[str, Smoothing] = {}
     groups = list(groups)
@@ -208,8 +208,9 @@ def _best_smoothing(
 ) -> tuple[Smoothing | None, float]:
     """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
     output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
-    transform. `kind`, a subclass of Input, is the scheme of the layers, such as dynamic; `scheme` is the rule by which
-    inputs become codes. `surveys` has the survey of each layer's input; `tried` has the transforms to try."""
+    transform. `surveys` has the survey of each layer's input; `tried` has the transforms to try. `kind`, a subclass of
+    Input such as DynamicInput, says when ranges of inputs are found; `scheme` is the rule by which inputs become
+    codes."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -237,9 +238,9 @@ def _best_smoothing(
 
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
-    """Returns a transform and its error. If the least error of the transforms `others` is at least 10 % below
-    `former_error`, returns the first of them whose error is within 7 % of the least; otherwise returns `former` and
-    `former_error`."""
+    """Returns the better of a `former` transform and the transforms `others`, and its error. `error` computes the error
+    of a transform. Returns the former one and `former_error` unless the least error of the others is at least 10 %
+    lower. Then returns the first of the others whose error is at most 7 % above the least."""
     errors = [error(other) for other in others]
     if not errors or not min(errors) < _MAX_ERROR_RATIO * former_error:
         return former, former_error

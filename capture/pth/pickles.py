@@ -1,9 +1,9 @@
 """Inspects a file of torch.save before it is loaded: unpickles it, with a stand-in in place of every class and function
 that the pickle names. A stand-in calls nothing and allocates nothing.
 
-Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
-Only a file that passes is loaded, by torch.load with `weights_only=True`. With it torch.load only reads pickles of
-protocol 2, so pickles of another protocol are loaded with `DataUnpickler` instead.
+A file passes if every class or function that its pickle names is in a short list (NAMES), and if every tensor fits the
+bytes in the file. A file that passes is loaded by torch.load with `weights_only=True`. This mode only reads pickles of
+protocol 2, so torch.load reads pickles of another protocol with `DataUnpickler` instead.
 """
 
 import codecs
@@ -47,7 +47,8 @@ class TensorClaim(NamedTuple):
 
 
 class NotAllowed(Exception):
-    """Raised when a pickle needs something that no data needs, such as a class or function that is not in NAMES."""
+    """Raised when a pickle needs something that plain data never need, such as a class or function that is not in
+    NAMES."""
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Claims:
     def tensor(
         self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> TensorClaim:
-        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2.
+        """Checks that a tensor lies inside its storage. The unpickler calls this method in place of
+        torch._utils._rebuild_tensor_v2.
 
         `offset` and `stride` count elements. Raises FileError if the tensor does not lie inside, ValueError for a
         shape, offset or stride that no tensor can have.
@@ -99,7 +101,8 @@ class Claims:
     def tensor_v3(
         self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
     ) -> TensorClaim:
-        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3.
+        """Checks a tensor with another dtype than its storage. The unpickler calls this method in place of
+        torch._utils._rebuild_tensor_v3.
 
         `rest` begins with the dtype of the tensor; `grad` and `hooks` are ignored. Raises FileError if the tensor does
         not lie inside its storage, ValueError for a shape, offset or stride that no tensor can have.
@@ -153,9 +156,10 @@ NAMES: dict[str, Callable[..., Any]] = {
 class DataUnpickler(pickle._Unpickler):
     """Unpickles data of any pickle protocol.
 
-    Raises NotAllowed for a class or function, unless it is in NAMES or is a storage type or dtype of torch, and for a
-    pickle that sets the attributes of anything but an OrderedDict. Derives from the unpickler written in Python, since
-    a file can make the memo of the unpickler written in C take any amount of memory.
+    Raises NotAllowed if the pickle names a class or function that is neither in NAMES nor a storage type or dtype of
+    torch, or if it sets attributes of an object that is not an OrderedDict. Derives from the unpickler written in
+    Python, because a file can make the unpickler written in C allocate any amount of memory for its memo, the table of
+    objects so far.
     """
 
     stack: list[Any]  # as the base class keeps it

@@ -57,9 +57,10 @@ def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """Divides `settled`, a contiguous CPU tensor, into rows that are stored one by one. Returns None if the tensor is
     stored as one blob: with fewer than 2 or more than 64 rows (MAX_ROWS), or rows of less than 1 KiB (MIN_ROW_BYTES).
 
-    The rows are the slices along dim 0: classifier-free guidance passes the same latents twice, which are then stored
+    The rows are the slices along dim 0. So if classifier-free guidance passes the same latents twice, they are stored
     once. If dim 0 of a tensor with at least four dims has size 1, as for a single picture or video, the rows are the
-    slices along dim 1, its channels: channels that hold a condition, such as a masked picture, are equal at every step.
+    slices along dim 1, its channels. So channels that hold a condition, such as a masked picture, are stored once for
+    all steps.
     """
     tensor = settled[0] if settled.ndim > 3 and settled.shape[0] == 1 else settled
     shape = tensor.shape

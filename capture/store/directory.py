@@ -45,7 +45,8 @@ def count_units(directory: Path) -> int:
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises MisfitError if the manifest `stored`, of the capture in `directory`, differs from this run's, `now`.
+    """Raises MisfitError if the manifest `stored`, of the capture in `directory`, differs from `now`, the manifest of
+    this run.
 
     The message names the first setting that differs. Top-level keys that begin with "prompt" may differ.
     """

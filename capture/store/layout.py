@@ -116,8 +116,8 @@ def read_capture(directory: Path) -> dict[str, Any]:
 def list_units(directory: Path) -> dict[int, str]:
     """Returns a dict from index to directory name of the stored units (calls of one prompt each), in ascending order.
 
-    Raises FileError for anything else in the folder of units, except for names that begin with a dot, and if two units
-    have the same index.
+    Names that begin with a dot are ignored. Raises FileError if the folder of units holds anything else that is not a
+    unit, or if two units have the same index.
     """
     units = directory / UNITS
     with storage(units):

@@ -17,7 +17,8 @@ PART_BLOBS = 1 << 15  # most blobs of a data file, so that its header stays far 
 
 
 def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
-    """Writes a safetensors file, which must not exist yet, with the file mode `mode`; returns its description.
+    """Writes a safetensors file, which must not exist yet, with the file mode `mode`. Returns the name, size and header
+    digest of the file as a Part.
 
     `blobs` is a dict from key to contiguous CPU tensor; the key is a hash of the tensor's content.
     """
@@ -38,9 +39,10 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
 
 
 def split_parts(blobs: dict[str, torch.Tensor]) -> Sequence[dict[str, torch.Tensor]]:
-    """Divides `blobs`, a dict from key to tensor, into the contents of data files of at most PART_BYTES bytes each.
+    """Divides `blobs`, a dict from key to tensor, into the contents of data files of at most 256 MiB (PART_BYTES) each.
 
-    Keeps their order. A file has at most PART_BLOBS tensors; a tensor larger than PART_BYTES has a file of its own.
+    Keeps their order. A file has at most 32768 tensors (PART_BLOBS); a tensor larger than 256 MiB has a file of its
+    own.
     """
     parts: list[dict[str, torch.Tensor]] = []
     filled = 0

@@ -1,7 +1,7 @@
 """Reads the data files of a unit (the stored calls of one prompt), safetensors files, and checks them before use.
 
-Uses pread and not mmap: if a file is truncated meanwhile, pread reports an error, whereas access to the memory of a
-mapped file would kill the process.
+Uses pread and not mmap, because pread reports an error if a file is truncated meanwhile, whereas access to the memory
+of a mapped file would kill the process.
 """
 
 import json
@@ -27,8 +27,8 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
     """Reads the header of an open data file; returns a dict from the key of each stored tensor to its description.
 
     `size` is the size of the file in bytes. Raises FileError if the size or the header differs from `part`, the
-    description of the file in unit.json, or if the header claims more than HEADER_LIMIT bytes; such a header is not
-    read. `remedy` ends the message.
+    description of the file in unit.json, and, without reading the header, if it claims more than 16 MiB (HEADER_LIMIT).
+    The message ends with `remedy`, which says what the user can do.
     """
     if size != part.bytes:
         raise damage(path, f"damaged (has {size} bytes, not {part.bytes})", remedy)

@@ -47,8 +47,8 @@ class Capture:
     def open(cls, directory: str | Path, *, allow_incomplete: bool = False) -> Self:
         """Opens a capture: reads and checks its manifests, but no tensors.
 
-        Raises FileError if a file is missing, damaged or does not belong to the capture, MisfitError if the capture
-        holds no calls, or is not finished and `allow_incomplete` is False.
+        Raises FileError if a file is missing, is damaged or does not belong to the capture; MisfitError if the capture
+        holds no calls. An unfinished capture raises MisfitError too, unless `allow_incomplete` is True.
         """
         path = Path(directory)
         manifest = read_capture(path)
@@ -91,7 +91,8 @@ class Capture:
         """Yields the header of each selected call, with a function that reads the whole call.
 
         Selects the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
-        which `where` returns True; None selects all. Call the function before requesting the next header.
+        which `where` returns True; None selects all. Call the function before requesting the next header, while the
+        data files of this prompt are still open.
         """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:

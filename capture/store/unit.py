@@ -162,7 +162,7 @@ class UnitWriter:
 
     def _flush(self, keep_last: bool) -> None:
         """Writes the tensors still in memory to data files. With `keep_last`, the tensors for the last file stay in
-        memory, as more may be added to it.
+        memory, because tensors of later calls may be added to this file.
 
         Raises StorageError if the disk is full.
         """

@@ -41,7 +41,8 @@ class CaptureWriter:
             unit.add(call)
         writer.complete()
 
-    `stored` maps unit indices to keys (see unit_key), for the units that this process knows to be stored.
+    `stored` maps the index of each unit that this process knows to be stored to the key of the unit, a digest of what
+    determines its calls, such as prompt and seed.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, directory_lock: Lock | None) -> None:
@@ -161,11 +162,10 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Adds a count to the error of a full disk: returns a StorageError that says how many prompts are stored and
-        what space the rest need.
+        """Returns the error to raise instead of `exc`. If `exc` reports a full disk, this is a StorageError that says
+        how many prompts are stored and about how much space the other prompts need; otherwise it is `exc` itself.
 
-        Returns `exc` itself if it is any other error. `writer` is the writer of the current unit, None outside of
-        `unit`.
+        `writer` is the writer of the current unit, None if no unit is being written.
         """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
