@@ -12,9 +12,11 @@ from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
+from . import advice
 from .attention.choice import attention_section
 from .attention.measure import attention_errors
 from .choice import Choice
+from .error_causes import causes_section
 from .layers.install import install, quantized
 from .layers.modules import QuantizedLayer
 from .learning_curve import learning_curve
@@ -86,9 +88,13 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     plan = without_multipliers(model, fewer, part.choices, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
+    shares: dict[str, float] = {}
+    trial: advice.Trial | None = None
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
+        with work.watch.stage("advice"):
+            shares, trial = advice.find(model, part, plan, settings, work)
     attention: dict[str, Any] = {}
     if settings.attention != "off":
         with work.watch.stage("attention"):
@@ -97,6 +103,10 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
+    left = None
+    if trial is not None:
+        with work.watch.stage("advice"):
+            left = advice.measure(model, {} if settings.release else layers, part, trial, work)
     parameters: Mapping[str, Callable[[], Tensor]] = {}
     if settings.fold and settings.groups is not None:
         layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
@@ -111,16 +121,24 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
-    seen = part.selection.observations
-    held_out = seen.current.held_out_count(part.positions)
-    guarded = part.selection.guarded
-    findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
-    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve} | attention
+    report = report_of(plan, layers, _findings(part, output), settings, work.watch) | {"enough": curve} | attention
+    for row in report["layers"]:
+        row |= {"output_share": round(shares[row["name"]], 4)} if row["name"] in shares else {}
+    report["advice"] = left and advice.advice_of(left, output, report["layers"])
+    if part.causes:
+        report["causes"] = causes_section(part.causes, part.records, plan)
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
     return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+
+
+def _findings(part: Part, output: Sequence[Power]) -> Findings:
+    """Returns what the report shows of `part`. `output`: signal and noise of the output in each measured call."""
+    seen, guarded = part.selection.observations, part.selection.guarded
+    held_out = seen.current.held_out_count(part.positions)
+    return Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
 
 
 def _released(

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.calibrate.advice import advice_line
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on, worst
@@ -16,6 +17,7 @@ from ..page import PAGE_FILE, page
 from ..terminal import Terminal, count_of, size
 from .attention_output import show_attention
 from .calibrate_options import CalibrateOptions, formats_of
+from .causes_output import show_causes
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
@@ -96,6 +98,8 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
         show_budget(report, terminal)
     if "attention" in report:
         show_attention(report["attention"], terminal)
+    if "causes" in report:
+        show_causes(report, terminal)
     codes = "8-bit integers" if options.element == "int8" else options.element
     terminal.say(
         f"{options.out}: {totals['quantized']} layers in {codes}, {totals['kept_float']} float{quality}; "
@@ -104,8 +108,11 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
     )
     if enough := verdict(report["enough"]):
         terminal.say(enough)
+    if line := advice_line(report["advice"]):
+        terminal.say(line)
     terminal.event(
-        "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
+        "done", out=str(options.out), totals=totals, enough=report["enough"], advice=report["advice"],
+        seconds=round(seconds, 3),
         peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
     )  # fmt: skip
 
