@@ -96,7 +96,7 @@ def calibrate_part(
     causes = ErrorCauses(chosen.observations.current, positions, work) if settings.explain else None
     with (
         work.watch.stage("measure"),
-        comparing(model, makers, causes and causes.add) as powers,
+        comparing(model, makers, causes.add if causes else None) as powers,
         axes(model, plan.quantized) as counts,
     ):
         shown = work.progress("measure", causes.tracked(measured()) if causes else measured(), len(positions))

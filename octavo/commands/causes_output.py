@@ -23,7 +23,7 @@ def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
         f"Causes of the layers' errors on {count_of(section['calls'], held_out + 'call')}, by kind of layer",
         ["kind", *columns, *(["share in the output's error"] if of_output else [])],
         [
-            [row["kind"], *_cells(row), *([f"{by_kind[row['kind']]:.0%}"] if of_output else [])]
+            [row["kind"], *_cells(row), *([_percent(by_kind[row["kind"]])] if of_output else [])]
             for row in section["kinds"]
         ],
     )
@@ -38,7 +38,11 @@ def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     error = row["error"]
     sqnr = f"{-10.0 * math.log10(error):.1f} dB" if error else "no error"
-    return [str(row["layers"]), sqnr, *(f"{share / error:.0%}" if error else "" for share in row["shares"])]
+    return [str(row["layers"]), sqnr, *(_percent(share / error) if error else "" for share in row["shares"])]
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 2) + 0.0:.0%}"  # without the sign of a negative share that is rounded to 0
 
 
 def _interval(row: Mapping[str, Any]) -> str:
