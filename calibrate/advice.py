@@ -58,7 +58,7 @@ def find(
     Collective: the ranks of `work` share the calls.
     """
     count = part.selection.observations.calls
-    if count < MIN_CALLS or settings.fallback or settings.budget is not None:
+    if count < MIN_CALLS or not part.positions or settings.fallback or settings.budget is not None:
         return {}, None
     training = set(part.selection.observations.current.training)
     held = [index for index, position in enumerate(part.positions) if position not in training]
@@ -162,6 +162,18 @@ def measure(model: nn.Module, layers: Mapping[str, QuantizedLayer], part: Part, 
 def _owned(part: Part, work: Work) -> list[int]:
     """Returns the positions, among the measured calls, of those that belong to this rank: those of `part.exact`."""
     return [index for index in range(len(part.positions)) if work.ranks.owns(index)]
+
+
+def with_advice(
+    report: dict[str, Any], shares: Mapping[str, float], tried: Tried | None, output: Sequence[Power]
+) -> dict[str, Any]:
+    """Returns `report` with the entry `advice`, None without anything to advise, and the field `output_share` of the
+    layers in `shares`. `output`: signal and noise of the output in each measured call, rank after rank."""
+    rows = [
+        row | ({"output_share": round(shares[row["name"]], 4)} if row["name"] in shares else {})
+        for row in report["layers"]
+    ]
+    return report | {"layers": rows, "advice": tried and advice_of(tried, output, rows)}
 
 
 def advice_of(tried: Tried, output: Sequence[Power], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

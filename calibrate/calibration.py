@@ -88,25 +88,18 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     plan = without_multipliers(model, fewer, part.choices, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
-    shares: dict[str, float] = {}
-    trial: advice.Trial | None = None
+    shares, trial = dict[str, float](), None
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
         with work.watch.stage("advice"):
             shares, trial = advice.find(model, part, plan, settings, work)
-    attention: dict[str, Any] = {}
-    if settings.attention != "off":
-        with work.watch.stage("attention"):
-            rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
-            attention = {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
+    attention = _attention(model, part, settings, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
-    left = None
-    if trial is not None:
-        with work.watch.stage("advice"):
-            left = advice.measure(model, {} if settings.release else layers, part, trial, work)
+    with work.watch.stage("advice"):
+        tried = trial and advice.measure(model, {} if settings.release else layers, part, trial, work)
     parameters: Mapping[str, Callable[[], Tensor]] = {}
     if settings.fold and settings.groups is not None:
         layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
@@ -122,9 +115,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if curve and settings.method.plain and sqnr is not None:
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
     report = report_of(plan, layers, _findings(part, output), settings, work.watch) | {"enough": curve} | attention
-    for row in report["layers"]:
-        row |= {"output_share": round(shares[row["name"]], 4)} if row["name"] in shares else {}
-    report["advice"] = left and advice.advice_of(left, output, report["layers"])
+    report = advice.with_advice(report, shares, tried, output)
     if part.causes:
         report["causes"] = causes_section(part.causes, part.records, plan)
     for mixture in mixtures:
@@ -132,6 +123,15 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
     return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
+
+
+def _attention(model: nn.Module, part: Part, settings: Settings, work: Work) -> dict[str, Any]:
+    """Returns the entry `attention` of report.json in a dict, {} if the settings do not ask for it."""
+    if settings.attention == "off":
+        return {}
+    with work.watch.stage("attention"):
+        rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
+        return {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
 
 
 def _findings(part: Part, output: Sequence[Power]) -> Findings:

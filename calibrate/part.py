@@ -94,17 +94,30 @@ def calibrate_part(
     makers = {name: partial(_integer_layer, model, name, choices, layers) for name in plan.quantized}
     measured = partial(calls_at, calls, positions)
     causes = ErrorCauses(chosen.observations.current, positions, work) if settings.explain else None
+    powers, counts, exact = _compared(model, makers, measured(), len(positions), causes, work)
+    records = causes.joined() if causes else {}
+    return Part(plan, chosen, choices, layers, makers, positions, measured, powers, counts, exact, causes, records)
+
+
+def _compared(
+    model: nn.Module,
+    makers: Mapping[str, Callable[[], QuantizedLayer]],
+    calls: Iterator[Call],
+    count: int,
+    causes: ErrorCauses | None,
+    work: Work,
+) -> tuple[dict[str, Power], dict[str, int], list[list[Tensor]]]:
+    """Runs the float `model` on the `count` measured `calls`, and compares each layer with the integer layer that
+    `makers` makes. Returns the fields `powers`, `axes` and `exact` of Part. Adds up the `causes` of the errors, if not
+    None."""
     with (
         work.watch.stage("measure"),
         comparing(model, makers, causes.add if causes else None) as powers,
-        axes(model, plan.quantized) as counts,
+        axes(model, list(makers)) as counts,
     ):
-        shown = work.progress("measure", causes.tracked(measured()) if causes else measured(), len(positions))
+        shown = work.progress("measure", causes.tracked(calls) if causes else calls, count)
         exact = outputs(model, shown, work.ranks)
-    return Part(
-        plan, chosen, choices, layers, makers, positions, measured, joined(powers, work.ranks), counts, exact, causes,
-        causes.joined() if causes else {},
-    )  # fmt: skip
+    return joined(powers, work.ranks), counts, exact
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:

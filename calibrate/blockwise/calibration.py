@@ -110,10 +110,11 @@ class BlockwiseCalibration:
         self._axes: dict[str, int] = {}
         self._layers: dict[str, QuantizedLayer] = {}
         self._guarded: list[Guarded] = []
-        self._causes: ErrorCauses | None = None
-        self._records: Records = {}
+        self._causes, self._records = None, dict[str, Any]()
 
     _timesteps: tuple[float, ...] | None
+    _causes: ErrorCauses | None
+    _records: Records
 
     def run(self) -> Result:
         """Calibrates all blocks and the layers outside them, and measures the integer model.
