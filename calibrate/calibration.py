@@ -11,9 +11,11 @@ from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
+from . import advice
 from .attention.choice import attention_section
 from .attention.measure import AttentionRow, attention_errors
 from .choice import Choice
+from .error_causes import causes_section
 from .layers.install import install, quantized
 from .layers.modules import QuantizedLayer
 from .learning_curve import learning_curve
@@ -84,14 +86,18 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     fewer = _without_worst_layers(part.plan, part.powers, settings)
     plan = without_multipliers(model, fewer, part.choices, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
-    curve: list[dict[str, Any]] = []
+    curve, shares, trial = list[dict[str, Any]](), dict[str, float](), None
     if not mixtures:
         with work.watch.stage("enough"):
             curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
+        with work.watch.stage("advice"):
+            shares, trial = advice.find(model, part, plan, settings, work)
     rows, attention = _attention(model, part, settings, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
+    with work.watch.stage("advice"):
+        tried = trial and advice.measure(model, {} if settings.release else layers, part, trial, work)
     parameters: Mapping[str, Callable[[], Tensor]] = {}
     if settings.fold and settings.groups is not None:
         layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
@@ -106,17 +112,16 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
-    seen = part.selection.observations
-    held_out = seen.current.held_out_count(part.positions)
-    guarded = part.selection.guarded
-    findings = Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
-    report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve} | attention
+    report = report_of(plan, layers, _findings(part, output), settings, work.watch) | {"enough": curve} | attention
+    report = advice.with_advice(report, shares, tried, output)
+    if part.causes:
+        report["causes"] = causes_section(part.causes, part.records, plan)
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    result = Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
-    return replace(result, attention=rows) if settings.attention == "write" else result
+    written = rows if settings.attention == "write" else ()
+    return Result(plan, layers, report, part.selection.timesteps, None, part.axes, parameters, written)
 
 
 def _attention(
@@ -136,6 +141,13 @@ def _attention(
         calls = (call for index, call in enumerate(part.measured()) if index in picked)
         rows = attention_errors(model, calls, ranks=work.ranks)
     return rows, {"attention": attention_section(rows, count, held_out=count if held_out else 0)}
+
+
+def _findings(part: Part, output: Sequence[Power]) -> Findings:
+    """Returns what the report shows of `part`. `output`: signal and noise of the output in each measured call."""
+    seen, guarded = part.selection.observations, part.selection.guarded
+    held_out = seen.current.held_out_count(part.positions)
+    return Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)
 
 
 def _released(

@@ -11,6 +11,7 @@ from octavo.capture.errors import NumbersError
 
 from .choice import Choice, layer_of
 from .choose import Selection, choose
+from .error_causes import ErrorCauses, Records
 from .guard import lost_layers
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
@@ -41,6 +42,8 @@ class Part:
     | powers    | dict from layer name to signal and noise of the layer's output over the measured calls               |
     | axes      | dict from layer name to the number of axes of the layer's input, 0 where calls differ                |
     | exact     | the float model's outputs for the measured calls of this rank                                        |
+    | causes    | the causes of the layers' errors; None without `settings.explain`                                    |
+    | records   | the sums of `causes` over all ranks; empty without `settings.explain`                                |
     """
 
     plan: Plan
@@ -53,6 +56,8 @@ class Part:
     powers: dict[str, Power]
     axes: dict[str, int]
     exact: list[list[Tensor]]
+    causes: ErrorCauses | None
+    records: Records
 
 
 def calibrate_part(
@@ -88,13 +93,31 @@ def calibrate_part(
     announce(chosen.summed.union(work.ranks.share(positions)))
     makers = {name: partial(_integer_layer, model, name, choices, layers) for name in plan.quantized}
     measured = partial(calls_at, calls, positions)
+    causes = ErrorCauses(chosen.observations.current, positions, work) if settings.explain else None
+    powers, counts, exact = _compared(model, makers, measured(), len(positions), causes, work)
+    records = causes.joined() if causes else {}
+    return Part(plan, chosen, choices, layers, makers, positions, measured, powers, counts, exact, causes, records)
+
+
+def _compared(
+    model: nn.Module,
+    makers: Mapping[str, Callable[[], QuantizedLayer]],
+    calls: Iterator[Call],
+    count: int,
+    causes: ErrorCauses | None,
+    work: Work,
+) -> tuple[dict[str, Power], dict[str, int], list[list[Tensor]]]:
+    """Runs the float `model` on the `count` measured `calls`, and compares each layer with the integer layer that
+    `makers` makes. Returns the fields `powers`, `axes` and `exact` of Part. Adds up the `causes` of the errors, if not
+    None."""
     with (
         work.watch.stage("measure"),
-        comparing(model, makers) as powers,
-        axes(model, plan.quantized) as counts,
+        comparing(model, makers, causes.add if causes else None) as powers,
+        axes(model, list(makers)) as counts,
     ):
-        exact = outputs(model, work.progress("measure", measured(), len(positions)), work.ranks)
-    return Part(plan, chosen, choices, layers, makers, positions, measured, joined(powers, work.ranks), counts, exact)
+        shown = work.progress("measure", causes.tracked(calls) if causes else calls, count)
+        exact = outputs(model, shown, work.ranks)
+    return joined(powers, work.ranks), counts, exact
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:

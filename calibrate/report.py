@@ -47,6 +47,7 @@ def report_of(
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | a row for each layer: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after |
     |             | - only if quantized: weight_scale [smallest, largest]; sqnr in dB (null: no error)               |
+    |             | - only where estimated (advice.py): output_share, the share in the error of the model's output   |
     |             | - only W8A8, W8A8_TIMESTEP: range [low, high], scale, zero_point of the input (lists over bins)  |
     |             | - only if smoothed: multiplier [smallest, largest]; if rotated: rotation, channels in a group    |
     | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
@@ -54,6 +55,8 @@ def report_of(
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
     |             | calls_held_out: how many of the measured calls are held out                                      |
     | enough      | learning curve: rows of calls, prompts, output_sqnr in dB; [] where it was not measured          |
+    | advice      | which layers to leave float next: `advice.advice_of`; null where nothing is worth advising       |
+    | causes      | only with `settings.explain`: `error_causes.causes_section`                                      |
     | guard       | a row for each lost layer: `Guarded.reported`                                                    |
     | warnings    | the warnings for the user, one line each                                                         |
     | seconds     | seconds by stage                                                                                 |

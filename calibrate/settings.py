@@ -48,6 +48,7 @@ class Settings:
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
     bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
     attention: str = "off"  # a word of ATTENTION: whether errors of quantized attention are reported, and types written
+    explain: bool = False  # whether the report says what causes the errors of layers (error_causes.py)
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
     mixable: tuple[str, ...] | None = None  # schemes that layers may have beside each other; None: all
@@ -57,6 +58,8 @@ class Settings:
     quantize: tuple[str, ...] = ()  # patterns of layers to quantize despite a default; each has to match a layer
     samples: int | None = None  # number of calls to replay; None: all
     sqnr_calls: int | None = None  # number of calls to measure the SQNR on; None: MEASURED
+    # returns which of the layers with these names a format can only hold as float; None: the formats hold all
+    only_float: Callable[[nn.Module, Collection[str]], Mapping[str, str]] | None = None
     strict: bool = False  # whether a layer that never ran is an error
     release: bool = False  # whether integer layers may replace the model's float layers one by one, to free memory
     name: str = "keep_float"  # the user's name of the option `keep_float`, for messages

@@ -35,10 +35,11 @@ ORDER = (
     {"observers", "choice", "preparation", "attention"},
     {"result", "smoothing", "rounding", "mixed_precision"},
     {"settings", "formats"},
-    {"guard"},
+    {"guard", "error_causes"},
     {"report"},
     {"choose"},
     {"learning_curve", "part"},
+    {"advice"},
     {"calibration"},
     {"blockwise", "msmodelslim_api"},
 )

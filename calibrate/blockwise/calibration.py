@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from octavo.capture.ranks import ALONE, Ranks
 
 from ..byte_sizes import size
 from ..choice import Choice
+from ..error_causes import ErrorCauses, Records, causes_section
 from ..guard import Guarded
 from ..layers.install import install, names_of
 from ..layers.modules import QuantizedLayer
@@ -112,8 +113,11 @@ class BlockwiseCalibration:
         self._axes: dict[str, int] = {}
         self._layers: dict[str, QuantizedLayer] = {}
         self._guarded: list[Guarded] = []
+        self._causes, self._records = None, dict[str, Any]()
 
     _timesteps: tuple[float, ...] | None
+    _causes: ErrorCauses | None
+    _records: Records
 
     def run(self) -> Result:
         """Calibrates all blocks and the layers outside them, and measures the integer model.
@@ -142,7 +146,13 @@ class BlockwiseCalibration:
         count, guarded = self._current.count, self._guarded
         findings = Findings(self._choices, self._ranges, self._powers, count, output, held_out, guarded)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
-        additions = {"enough": [], "warnings": [*report["warnings"], *self._smoothing_warnings()]}
+        additions: dict[str, Any] = {
+            "enough": [],
+            "advice": None,
+            "warnings": [*report["warnings"], *self._smoothing_warnings()],
+        }
+        if self._causes:
+            additions["causes"] = causes_section(self._causes, self._records, self._plan)
         return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> FoldResult:
@@ -223,6 +233,7 @@ class BlockwiseCalibration:
         self._ranges |= part.selection.observations.ranges
         self._powers |= part.powers
         self._axes |= part.axes
+        self._causes, self._records = part.causes, self._records | part.records
         self._guarded += part.selection.guarded
         # the weights are dropped from the choices: the layers hold them
         self._choices |= {name: replace(choice, weight=None) for name, choice in part.choices.items()}

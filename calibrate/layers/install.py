@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from .modules import IntegerLayer, QuantizedLayer
 from .noise_level import attach
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:
@@ -110,8 +112,8 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
                 layer.noise_level = levels[name]
 
 
-def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Returns `layers`, a dict from name to integer layer, with more entries for layers that are used in several places
+def all_names(layers: Mapping[str, M], model: nn.Module) -> dict[str, M]:
+    """Returns `layers`, a dict from name to layer, with more entries for layers that are used in several places
     of `model`. Such a layer has several names, but `layers` only has the first of them; the result has all."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

@@ -121,26 +121,31 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 
 @contextmanager
-def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
+def comparing(
+    model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]], also: Callable[..., None] | None = None
+) -> Iterator[dict[str, Power]]:
     """Compares layers of the float `model` with their integer forms on the same inputs, inside the `with` statement.
 
     `layer_of` is a dict from layer name to a function that returns the integer layer. Yields a dict from layer name to
-    a Power, which sums the signal and the error of the layer's output.
+    a Power, which sums the signal and the error of the layer's output. `also`, if given, is called for each input with
+    the name of the layer, the float layer, the integer layer, the input, the float output and the integer output.
     """
     powers = {name: Power() for name in layer_of}
 
-    def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
+    def hook_for(name: str, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.numel():
-                layer = make()
+                layer, x = make(), input_of(args, kwargs)
                 with at_noise_level(layer, noise):
-                    power.add(output, layer(input_of(args, kwargs)))
+                    powers[name].add(output, other := layer(x))
+                    if also is not None:
+                        also(name, module, layer, x, output, other)
 
         return compare
 
     noise, detach = attach(model)
     try:
-        with hooked(model, after={name: hook_for(powers[name], make) for name, make in layer_of.items()}):
+        with hooked(model, after={name: hook_for(name, make) for name, make in layer_of.items()}):
             yield powers
     finally:
         detach()

@@ -103,7 +103,7 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
     q = torch.empty(rows.shape, dtype=torch.uint8)
     scale, zero_point, transform = layer.quantization(index)
     if library is not None and (transform is None or isinstance(transform, Multiply)):
-        library.quantize(rows.contiguous(), q, scale, zero_point, transform and transform.factors)
+        library.quantize(rows.contiguous(), q, scale, zero_point, transform.factors if transform else None)
         return q
     for out, piece in _pieces(q, rows):
         _quantize(out, layer.transformed(piece, -1), layer.qparams(index))

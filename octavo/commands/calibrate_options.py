@@ -2,6 +2,7 @@
 calibration."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 INPUTS = "How inputs are rounded"
 WEIGHTS = "How weights are rounded"
 FLOAT = "What stays float"
+REPORT = "What is reported"
 CAPTURED = "The capture and its model"
 OBSERVED_SIGMA = 25.0  # standard deviations: half width of the range of the sigma observer, msModelSlim's default
 CLASSIFIERS = "Image classifiers (octavo calibrate-cnn has its own options)"
@@ -101,6 +103,9 @@ class CalibrateOptions:
         "Report the error of attention with quantized query, key and value; or write it where small.",
         default="off", heading=INPUTS, type=click.Choice(ATTENTION),
     )  # fmt: skip
+    explain: bool = flag(
+        "Show what causes the error of layers: rounding and clipping of inputs and weights.", heading=REPORT
+    )
     weights: tuple[str, ...] = several(
         "Rounding method; if repeated, each layer gets the method with the least error.",
         heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
@@ -206,7 +211,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, fold=folding(formats),
         keep_float=options.keep_float, defaults=defaults, more_float=family.more_float, rotation=options.rotation,
         quantize=options.quantize_too if defaults is None else (), attention=options.attention, samples=samples,
-        budget=options.budget, release=True, name="--keep-float", **recipe,
+        explain=options.explain, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_scheme(formats, settings.element, settings.activations)
     check_rotation(formats, settings.rotation, settings.scheme)
@@ -261,7 +266,9 @@ def settings_for(options: CalibrateOptions, settings: "Settings", model: "nn.Mod
     formats = formats_of(options)
     check_model(formats, model, options.dtype)
     check_attention(formats, settings.attention, model)
-    settings = settings.keeping(kept_float(formats, model, planned(model, settings).quantized, settings.scheme))
+    only_float = partial(kept_float, formats, scheme=settings.scheme)
+    settings = settings.keeping(only_float(model, planned(model, settings).quantized))
+    settings = replace(settings, only_float=only_float)
     if settings.weight_scales != "tensor":
         return settings
     return replace(settings, joined=joined(formats, model, planned(model, settings).quantized))

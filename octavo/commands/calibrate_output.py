@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.calibrate.advice import advice_line
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on, worst
@@ -16,6 +17,7 @@ from ..page import PAGE_FILE, page
 from ..terminal import Terminal, count_of, size
 from .attention_output import show_attention
 from .calibrate_options import CalibrateOptions, formats_of
+from .causes_output import show_causes
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
@@ -75,9 +77,28 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
     for warning in result.warnings:
         terminal.warn(warning)
     report = result.report
-    totals, layers = report["totals"], report["layers"]
+    _show_tables(report, terminal)
+    totals = report["totals"]
+    quality = "" if totals["output_sqnr"] is None else f"; output SQNR {quality_of(totals)}"
+    codes = "8-bit integers" if options.element == "int8" else options.element
+    terminal.say(
+        f"{options.out}: {totals['quantized']} layers in {codes}, {totals['kept_float']} float{quality}; "
+        f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
+        f"{count_of(totals['calls'], 'call')}, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
+    )
+    for line in filter(None, (verdict(report["enough"]), advice_line(report["advice"]))):
+        terminal.say(line)
+    terminal.event(
+        "done", out=str(options.out), totals=totals, enough=report["enough"], advice=report["advice"],
+        seconds=round(seconds, 3), peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
+    )  # fmt: skip
+
+
+def _show_tables(report: dict[str, Any], terminal: Terminal) -> None:
+    """Prints what precedes the summary of a calibration, from `report`, the content of report.json: the float layers,
+    the worst layers, and what --budget, --attention and --explain found."""
     reasons: dict[str, list[str]] = {}
-    for row in layers:
+    for row in report["layers"]:
         if row["scheme"] is None:
             reasons.setdefault(row["reason"], []).append(row["name"])
     terminal.table(
@@ -91,23 +112,12 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
             for row in worst(report)
         ],
     )  # fmt: skip
-    quality = "" if totals["output_sqnr"] is None else f"; output SQNR {quality_of(totals)}"
     if "budget" in report:
         show_budget(report, terminal)
     if "attention" in report:
         show_attention(report["attention"], terminal)
-    codes = "8-bit integers" if options.element == "int8" else options.element
-    terminal.say(
-        f"{options.out}: {totals['quantized']} layers in {codes}, {totals['kept_float']} float{quality}; "
-        f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
-        f"{count_of(totals['calls'], 'call')}, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
-    )
-    if enough := verdict(report["enough"]):
-        terminal.say(enough)
-    terminal.event(
-        "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
-        peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
-    )  # fmt: skip
+    if "causes" in report:
+        show_causes(report, terminal)
 
 
 def quality_of(totals: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from octavo.calibrate.advice import advice_line
 from octavo.calibrate.attention.choice import attention_lines
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on
@@ -63,7 +64,8 @@ def _measured(report: Mapping[str, Any]) -> str:
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
     """Returns the notes on a calibration, from the content of report.json: its warnings, how many layers got each
-    scheme under --budget, how many attention modules are quantized, and whether more prompts would raise the SQNR."""
+    scheme under --budget, how many attention modules are quantized, whether more prompts would raise the SQNR, and
+    which layers to leave float."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())
@@ -73,8 +75,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
             f"The mean squared error of the final latents is {error} of the mean square of the latents."
         )
     lines += attention_lines(report.get("attention", {}))
-    enough = verdict(report.get("enough", []))
-    return [*lines, enough] if enough else lines
+    return [*lines, *filter(None, [verdict(report.get("enough", [])), advice_line(report.get("advice"))])]
 
 
 def _has_values(heat: Mapping[str, Any]) -> bool:

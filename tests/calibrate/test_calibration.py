@@ -46,7 +46,7 @@ def test_the_report_has_every_layer_and_adds_up():
         assert row["sqnr"] > 20
         assert row["bytes_after"] < row["bytes_before"]
     assert worst(report, 2) == sorted((rows[name] for name in result.layers), key=lambda row: row["sqnr"])[:2]
-    assert set(report["seconds"]) == {"prepare", "replay", "freeze", "measure", "enough"}
+    assert set(report["seconds"]) == {"prepare", "replay", "freeze", "measure", "enough", "advice"}
     assert report["peak_memory"] > 1 << 20
 
 

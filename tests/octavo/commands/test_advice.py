@@ -22,6 +22,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.capture.store.reader": (CAPTURE, CALIBRATE),
     "octavo.capture.store.unit": (CAPTURE,),
     "octavo.capture.store.writer": (CAPTURE,),
+    "octavo.calibrate.advice": BOTH,
     "octavo.calibrate.attention.measure": (CALIBRATE,),
     "octavo.calibrate.blockwise.blocks": (CALIBRATE,),
     "octavo.calibrate.blockwise.calibration": (CALIBRATE,),

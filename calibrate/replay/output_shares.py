@@ -1,0 +1,135 @@
+"""Estimates the share of each quantized layer in the squared error of the model's output, from one backward pass.
+
+To first order, the error of the output is the sum over the layers of J e, where e is the error of a layer's own output
+and J the derivative of the model's output with respect to it. The share of a layer is the inner product of J e with the
+error E of the output. Backpropagation of E gives the products of E with J for all layers at once.
+
+The SQNR of single layers does not say which of them matter: on the bundled pipeline, the three layers with the lowest
+SQNR cause less than a tenth of the output's error.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import OctavoError
+
+from ..layers.modules import QuantizedLayer
+from ..layers.noise_level import attach
+from .calls import Call, Stopped, evaluating, run
+from .hooks import hooked, input_of
+from .sqnr import at_noise_level, tensors_in
+
+SAVED = 1 << 30  # bytes that a backward pass may always keep in memory, also for a model that is smaller than this
+
+
+class _Product(torch.autograd.Function):
+    """Returns a copy of its first argument, the output of a layer, unchanged. When the gradient of this output is
+    computed, passes the sum of gradient * error to a function. `leaf` is a tensor that requires a gradient, so that
+    autograd follows outputs of a model whose parameters need none."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, leaf: Tensor, error: Tensor, add: Callable[[float], None]) -> Tensor:
+        ctx.save_for_backward(error)
+        ctx.add = add
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (error,) = ctx.saved_tensors
+        ctx.add(float((gradients[0].to(torch.float32) * error.to(torch.float32)).sum()))
+        return gradients[0], torch.zeros(()), None, None
+
+
+def output_shares(
+    model: nn.Module,
+    makers: Mapping[str, Callable[[], QuantizedLayer]],
+    call: Call,
+    exact: Sequence[Tensor],
+    limit: float,
+) -> dict[str, float] | None:
+    """Returns a dict from layer name to the layer's share in the squared error of the output of `model`, estimated on
+    `call`. Shares are relative to their sum; a negative one is of a layer whose error reduces that of others.
+
+    `makers` is a dict from layer name to a function that returns the 8-bit layer; `model` has its float layers, and
+    `exact` are the tensors of its output. Runs the model with 8-bit layers, in float, and back. Returns None if the
+    backward pass would keep more than `limit` bytes in memory, or does not work on this model or device, or if the
+    output has no error.
+    """
+    with evaluating(model), _changing(model, makers, lambda name, output, other: other):
+        pairs = zip(tensors_in(run(model, call, 0)), exact, strict=True)
+        errors = [other - own.to(other.device) for other, own in pairs]
+    largest = max((float(error.abs().max()) for error in errors if error.numel()), default=0.0)
+    if not 0.0 < largest < float("inf"):
+        return None
+    shares, leaf = dict.fromkeys(makers, 0.0), torch.zeros((), requires_grad=True)
+
+    def add(name: str, product: float) -> None:
+        shares[name] += product
+
+    def track(name: str, output: Tensor, other: Tensor) -> Tensor:
+        return cast(Tensor, _Product.apply(output, leaf, other - output.detach(), partial(add, name)))
+
+    try:
+        with evaluating(model), torch.enable_grad():
+            with _limited(model, limit), _changing(model, makers, track):
+                outputs = tensors_in(run(model, call, 0))
+            used = [(y, error / largest) for y, error in zip(outputs, errors, strict=True) if y.requires_grad]
+            torch.autograd.grad([y for y, _ in used], leaf, [error for _, error in used])
+    except (OctavoError, RuntimeError, ValueError):  # a model without derivatives, too little memory, or Stopped
+        return None
+    whole = sum(shares.values())
+    return {name: share / whole for name, share in shares.items()} if whole > 0.0 else None
+
+
+@contextmanager
+def _changing(
+    model: nn.Module,
+    makers: Mapping[str, Callable[[], QuantizedLayer]],
+    change: Callable[[str, Tensor, Tensor], Tensor],
+) -> Iterator[None]:
+    """Replaces the outputs of float layers, inside the `with` statement, by what `change` returns for the name of the
+    layer, its float output, and the output of the 8-bit layer for the same input. An 8-bit layer is made when it runs
+    and freed afterwards, so that only one of them is in memory."""
+
+    def hook_for(name: str, make: Callable[[], QuantizedLayer]) -> Callable[..., Tensor]:
+        def compute(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if not output.numel():
+                return output
+            with torch.no_grad(), at_noise_level(layer := make(), noise):
+                other = layer(input_of(args, kwargs))
+            return change(name, output, other)
+
+        return compute
+
+    noise, detach = attach(model)
+    try:
+        with hooked(model, after={name: hook_for(name, make) for name, make in makers.items()}):
+            yield
+    finally:
+        detach()
+
+
+@contextmanager
+def _limited(model: nn.Module, limit: float) -> Iterator[None]:
+    """Ends the forward of `model`, inside the `with` statement, as soon as autograd keeps more than `limit` bytes for
+    the backward pass, weights aside."""
+    seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            kept += storage.nbytes()
+            if kept > limit:
+                raise Stopped
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
