@@ -100,7 +100,8 @@ def load_pipeline(
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
     if not offload or device.type == "cpu":
-        return pipe.to(device)
+        with quiet():  # diffusers warns that float16 cannot run on a CPU, but torch computes it there
+            return pipe.to(device)
     pipe.enable_model_cpu_offload(device=device)
     return pipe
 

@@ -132,6 +132,11 @@ def test_a_surplus_weight_warns_and_is_refused_when_strict(model, caplog):
     refused_load(model, 4, "surplus", strict=True)
 
 
+def test_float16_on_a_cpu_is_loaded_without_a_warning_of_diffusers(model, capfd):
+    assert load_pipeline(model, dtype=torch.float16).transformer.dtype == torch.float16
+    assert "cannot run" not in capfd.readouterr().err
+
+
 def test_a_misshapen_weight_is_refused(model):
     edit(model / "transformer" / WEIGHTS, lambda weights: weights.update({"proj_out.bias": torch.zeros(3)}))
     refused_load(model, 4, "proj_out.bias")

@@ -220,6 +220,7 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quan
         (quantized, tmp_path, 5, "is a directory"),
         (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
         (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
+        (tiny_model, tmp_path / "report.html", 2, "is a pipeline without a quantized model. Give MODEL first"),
     ):
         output = octavo("compare", model, out, *common, "-o", file, code=code)
         assert words in output
