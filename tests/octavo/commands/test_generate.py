@@ -57,6 +57,15 @@ def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_mo
     assert drawn["float"] != drawn["diffusers"]
 
 
+def test_checkpoints_in_fp8_and_mxfp8_draw_nearly_what_the_float_model_draws(tiny_model, checkpoint, tmp_path):
+    octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
+    for element in ("fp8", "mxfp8"):
+        out = checkpoint("--format", "diffusers", "--accuracy", "plain", "--element", element)
+        octavo("generate", out, "a red circle", "-o", tmp_path / f"{element}.png", *SMALL)
+        pairs = zip(pixels(tmp_path / f"{element}.png"), pixels(tmp_path / "float.png"), strict=True)
+        assert max(abs(a - b) for a, b in pairs) < 64
+
+
 def test_the_seed_decides_and_model_gives_the_place_of_the_model(tiny_model, checkpoints, tmp_path):
     for name, more in (("a", ()), ("b", ("--model", tiny_model)), ("c", ("--seed", 1))):
         octavo("generate", checkpoints["diffusers"], "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
