@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
@@ -94,14 +94,14 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         with work.watch.stage("attention"):
             rows = attention_errors(model, islice(part.measured(), _ATTENTION_CALLS), ranks=work.ranks)
             attention = {"attention": attention_section(rows, min(len(part.positions), _ATTENTION_CALLS))}
+    # before integer layers take the place of the linear layers by which a family finds its groups
+    groups = settings.fold_groups(model, tuple(plan.quantized)) if settings.fold else []
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
-    parameters: Mapping[str, Callable[[], Tensor]] = {}
-    if settings.fold and settings.groups is not None:
-        layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
-        if settings.release:
-            install(model, layers)
+    layers, parameters = fold(model, layers, groups)
+    if groups and settings.release:
+        install(model, layers)
     with (
         work.watch.stage("measure"),
         quantized(model, {} if settings.release else layers),

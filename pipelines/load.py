@@ -100,8 +100,7 @@ def load_pipeline(
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
     if not offload or device.type == "cpu":
-        with quiet():  # diffusers warns that float16 cannot run on a CPU, but torch computes it there
-            return pipe.to(device)
+        return pipe.to(device, silence_dtype_warnings=True)  # of float16 on a CPU, which torch computes
     pipe.enable_model_cpu_offload(device=device)
     return pipe
 
