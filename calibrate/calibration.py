@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
@@ -93,16 +93,16 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         with work.watch.stage("advice"):
             shares, trial = advice.find(model, part, plan, settings, work)
     rows, attention = _attention(model, part, settings, work)
+    # before integer layers take the place of the linear layers by which a family finds its groups
+    groups = settings.fold_groups(model, tuple(plan.quantized)) if settings.fold else []
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
     with work.watch.stage("advice"):
         tried = trial and advice.measure(model, {} if settings.release else layers, part, trial, work)
-    parameters: Mapping[str, Callable[[], Tensor]] = {}
-    if settings.fold and settings.groups is not None:
-        layers, parameters = fold(model, layers, settings.fold_groups(model, tuple(layers)))
-        if settings.release:
-            install(model, layers)
+    layers, parameters = fold(model, layers, groups)
+    if groups and settings.release:
+        install(model, layers)
     with (
         work.watch.stage("measure"),
         quantized(model, {} if settings.release else layers),

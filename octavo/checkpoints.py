@@ -60,26 +60,26 @@ class Deployed(NamedTuple):
         return cls(component, module, lambda: nullcontext(module), {}, "float layers")
 
 
-def format_at(out: Path, remedy: str = "") -> Format:
-    """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
+def format_at(out: Path) -> tuple[Format, Path]:
+    """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats, and the
+    path of its files: `out` or a subfolder.
 
     A format that diffusers loads as a whole model is preferred to a format whose layers are put into the float model.
-    If there are files of neither kind, returns `ascend`; reading the checkpoint then raises an error.
+    If `out` holds files of neither kind, returns `ascend`; reading the checkpoint then raises an error.
 
-    Raises UsageError if no format of Octavo is a whole model, and a config.json in `out` names another library, such as
-    torchao. The message ends with `remedy`, which says what the user can do.
+    Raises UsageError if there are files of neither kind, and a config.json in `out` names another library, such as
+    torchao.
     """
+    found = [(format_named(name), place) for name, place in views(out).items()]
+    loadable = [pair for pair in found if pair[0].is_model] or [pair for pair in found if pair[0].read]
+    if loadable:
+        return loadable[0]
     method = method_at(out)
-    formats = [format_named(name) for name, place in views(out).items() if place == out]
-    model = next((record for record in formats if record.is_model), None)
-    if model is not None:
-        return model
     if method is not None:
-        records = [format_named(name) for name in TABLE]
-        loadable = " or ".join(record.name for record in records if record.is_model or record.read)
-        remedy = remedy or f"Give a checkpoint in the format {loadable}"
-        raise UsageError(f"{out}: is in the format of {method}, which Octavo cannot load. {remedy}.")
-    return next((record for record in formats if record.read), format_named(DEFAULT))
+        fact = f"is in the format of {method}, which Octavo cannot load"
+        names = " or ".join(name for name in TABLE if format_named(name).loadable)
+        raise UsageError(f"{out}: {fact}. Use its own runtime, or calibrate with {names} as a further --format.")
+    return format_named(DEFAULT), out
 
 
 def check_deployed(out: Path) -> list[str]:
@@ -91,10 +91,12 @@ def check_deployed(out: Path) -> list[str]:
     """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give a directory that octavo calibrate wrote.")
+    if _is_pipeline(out) and not quantized_parts(out):
+        raise UsageError(f"{out}: is a pipeline without a quantized model. Give MODEL first, then the checkpoint OUT.")
     notes = check_files(out)
-    record = format_at(out)
+    record, place = format_at(out)
     if record.read is not None:
-        record.read(out)
+        record.read(place)
     return notes
 
 
@@ -109,11 +111,11 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     report = read_report(out)
     only = component or report.get("component")
     choices = matching_origin(out, denoisers(pipe, (only,) if only else ()))
-    runs_on = f"Octavo's int8 layers for {device.type}"
-    record = format_at(out)
+    runs_on = f"Octavo's quantized layers for {device.type}"
+    record, place = format_at(out)
     if record.read is None:
-        return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
-    checkpoint = record.read(out)
+        return _load_model(pipe, place, choices, device)._replace(report=report, runs_on=runs_on)
+    checkpoint = record.read(place)
     facts = {name: checkpoint.difference(module) for name, module in choices.items()}
     fitting = next((name for name, fact in facts.items() if fact is None), None)
     if fitting is None:
@@ -352,14 +354,14 @@ def _quantized_pipeline(
     """Loads the float pipeline in the directory `model` and replaces some of its denoisers by quantized ones. `places`
     is a dict from the name of a denoiser to the path of its checkpoint. The pipeline is loaded in `dtype` (None: a
     dtype that suits the device and the checkpoints) on `device`. `options` are further arguments of `load_pipeline`."""
-    records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
-    models = [name for name, record in records.items() if record.read is None]
+    found = {name: format_at(place) for name, place in places.items()}
+    models = [name for name, (record, _) in found.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":
         dtype = torch.float32  # 16-bit floats are slow on a CPU
     loras = loras_of(places.values())
     for name in models if not loras else ():
         _check_stored_origin(places[name], model, name, **options)
-    loaded: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
+    loaded: dict[str, Any] = {name: load_denoiser(found[name][1], dtype) for name in models}
     dtype = dtype or next((denoiser.dtype for denoiser in loaded.values()), None)
     given = {} if loras else loaded
     pipe = load_pipeline(model, dtype=dtype, device=device, given=given, loras=loras, **options)
@@ -367,10 +369,10 @@ def _quantized_pipeline(
         for name in models:
             matching_origin(places[name], denoisers(pipe, (name,)))
         pipe.register_modules(**{name: module.to(device) for name, module in loaded.items()})
-    for name, record in records.items():
+    for name, (record, place) in found.items():
         if record.read is not None:
             module = matching_origin(places[name], denoisers(pipe, (name,)))[name]
-            _install_layers(module, places[name], record.read(places[name]))
+            _install_layers(module, places[name], record.read(place))
     return pipe
 
 

@@ -14,7 +14,7 @@ from .family import Family, Fold, Group
 from .sd3 import groups as joint_groups
 from .sd3 import modulated
 
-_DOWN = "msModelSlim keeps the second linear of feed-forwards float in static W8A8"
+_DOWN = "second linear of a feed-forward: float in msModelSlim's W8A8"
 _LATENT = {"output_type": "latent"}
 
 

@@ -100,7 +100,7 @@ def load_pipeline(
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
     if not offload or device.type == "cpu":
-        return pipe.to(device)
+        return pipe.to(device, silence_dtype_warnings=True)  # of float16 on a CPU, which torch computes
     pipe.enable_model_cpu_offload(device=device)
     return pipe
 
@@ -296,16 +296,17 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
 
 def check_finite(module: nn.Module, name: str) -> None:
     """Raises NumbersError if a float parameter of `module`, the component `name`, holds NaN or infinity."""
-    for key, tensor in module.named_parameters():
-        if tensor.is_floating_point() and not tensor.is_meta and tensor.numel() and not _finite(tensor):
+    for key, parameter in module.named_parameters():
+        if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
+            continue
+        tensor = parameter.float() if parameter.itemsize == 1 else parameter  # torch has no isfinite for FP8
+        if not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             fact = f"{bad} of {tensor.numel()} values are not finite"
             raise NumbersError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.")
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    if tensor.element_size() == 1:
-        return bool(tensor.isfinite().all())
     low, high = torch.aminmax(tensor)  # 15 to 60 times as fast as isfinite, without a mask; with a NaN both are NaN
     return bool(low.isfinite() and high.isfinite())
 

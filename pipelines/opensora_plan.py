@@ -125,7 +125,7 @@ OPENSORA_PLAN = Family(
     name="opensora-plan",
     models=("OpenSoraT2V",),
     defaults={"num_inference_steps": 100, "guidance_scale": 7.5, "max_sequence_length": 512, "output_type": "latent"},
-    more_float={"*.ff.net.2": "msModelSlim keeps the second linear of feed-forwards float in static W8A8"},
+    more_float={"*.ff.net.2": "second linear of a feed-forward: float in msModelSlim's W8A8"},
     load=_load,
     groups=lambda model: list(value_groups(model)),
 )

@@ -219,7 +219,9 @@ def check_scheme(formats: Sequence[str], element: str, activations: str) -> None
             continue
         elements = [word for word, ways in NAMES.items() if set(ways.values()) & set(schemes)]
         if element not in elements:
-            raise UsageError(f"format {name}: cannot hold {element}. Use --element {' or '.join(elements)}.")
+            holders = [other for other in TABLE if NAMES[element][activations] in format_named(other).schemes]
+            remedy = f"--format {' or '.join(holders)}, or --element {' or '.join(elements)}"
+            raise UsageError(f"format {name}: cannot hold {element}. Use {remedy}.")
         layers = "weight-only layers" if activations == "float" else f"layers with {activations} activations"
         instead = next(way for scheme in schemes for way, word in NAMES[element].items() if word == scheme)
         remedy = "--weight-only" if instead == "float" else f"--activations {instead}"

@@ -218,6 +218,11 @@ class Format:
     is_model: bool = False
     alone: bool = False
 
+    @property
+    def loadable(self) -> bool:
+        """Whether `octavo generate` and `octavo compare` can load the format."""
+        return self.is_model or self.read is not None
+
     def write(
         self,
         layers: "Mapping[str, QuantizedLayer]",

@@ -55,7 +55,8 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2e}"
 
 
-_COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: columns of the table of layers
+# keys of a layer in the report, and the columns of the table of layers that show them
+_COLUMNS = {"range": "input range", "scale": "input scale", "zero_point": "zero point"}
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
@@ -105,10 +106,11 @@ def _show_tables(report: dict[str, Any], terminal: Terminal) -> None:
         "Layers that stay float", ["layers", "reason"],
         [[_first_names(names), reason] for reason, names in reasons.items()],
     )  # fmt: skip
+    shown = [key for key in _COLUMNS if any(key in row for row in worst(report))]
     terminal.table(
-        "Layers with the lowest SQNR", ["layer", "SQNR", "input range", "input scale", "zero point"],
+        "Layers with the lowest SQNR", ["layer", "SQNR", *(_COLUMNS[key] for key in shown)],
         [
-            [row["name"], f"{row['sqnr']:.1f} dB", *(_extent(row[key]) if key in row else "" for key in _COLUMNS)]
+            [row["name"], f"{row['sqnr']:.1f} dB", *(_extent(row[key]) if key in row else "" for key in shown)]
             for row in worst(report)
         ],
     )  # fmt: skip

@@ -29,13 +29,14 @@ def after_inspect(path: Path, terminal: Terminal) -> None:
     places = [path, *(file.parent for file in sorted(path.glob("*/report.json")))] if path.is_dir() else [path.parent]
     reports = [report for place in places if (report := report_at(place)).get("model")]
     found = {name: files for place in places for name, files in views(place).items()}
-    if reports and any(format_named(name).read is not None for name in found):
+    if reports and any(format_named(name).loadable for name in found):
         terminal.next("compare", reports[0]["model"], path)
     elif "comfy" in found or path.name in FILES:
         file = file_in(found["comfy"] if path.is_dir() else path)
         terminal.say(f"Next: copy {file} into ComfyUI/models/diffusion_models, and load it with Load Diffusion Model.")
     elif found:
-        terminal.say("Next: load it as docs/formats.md shows for this format.")
+        names = " or ".join(found)
+        terminal.say(f"Next: load it with its runtime, as docs/formats.md shows under {names}.")
 
 
 def after_generate(model: str, terminal: Terminal) -> None:

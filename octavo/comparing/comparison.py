@@ -174,15 +174,15 @@ def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
     """Returns the bytes of all tensors of the float and of the quantized denoiser in `deployed`.
 
     Tensors that are float in both denoisers count with the bytes that they would have in `dtype`, the dtype of the
-    model's files.
+    model's files. FP8 codes count with one byte.
     """
     floats = {name for name, tensor in deployed.module.state_dict().items() if tensor.is_floating_point()}
 
     def count_bytes(module: nn.Module) -> int:
         tensors = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+        cast = {name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.itemsize > 1} & floats
         return sum(
-            tensor.numel() * (dtype if name in floats and tensor.is_floating_point() else tensor.dtype).itemsize
-            for name, tensor in tensors.items()
+            tensor.numel() * (dtype if name in cast else tensor.dtype).itemsize for name, tensor in tensors.items()
         )
 
     with deployed.installed() as integers:

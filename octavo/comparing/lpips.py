@@ -27,7 +27,8 @@ class Lpips:
         otherwise returns a Lpips whose `note` says what is missing."""
         weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET
         if not weights.is_file():
-            return cls(None, f"LPIPS was not measured: its weights ({_ALEXNET}) are not on this machine.")
+            remedy = f"put {_ALEXNET} of torchvision into {weights.parent}"
+            return cls(None, f"LPIPS was not measured: its weights are missing. To measure it, {remedy}.")
         try:
             import lpips
         except ImportError:

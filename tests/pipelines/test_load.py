@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.pipelines.load import load_pipeline
+from octavo.pipelines.load import check_finite, load_pipeline
 
 from ..helpers.refusals import refused
 from ..zoo.pipelines import make
@@ -130,6 +130,19 @@ def test_a_surplus_weight_warns_and_is_refused_when_strict(model, caplog):
     load_pipeline(model)
     assert "surplus" in caplog.text
     refused_load(model, 4, "surplus", strict=True)
+
+
+def test_codes_in_fp8_are_finite_but_for_nan():
+    codes = torch.ones(3, 4).to(torch.float8_e4m3fn)
+    module = torch.nn.ParameterDict({"weight": torch.nn.Parameter(codes, requires_grad=False)})
+    check_finite(module, "transformer")
+    codes[1, 2] = float("nan")
+    refused(lambda: check_finite(module, "transformer"), 6, "transformer.weight: 1 of 12 values are not finite")
+
+
+def test_float16_on_a_cpu_is_loaded_without_a_warning_of_diffusers(model, capfd):
+    assert load_pipeline(model, dtype=torch.float16).transformer.dtype == torch.float16
+    assert "cannot run" not in capfd.readouterr().err
 
 
 def test_a_misshapen_weight_is_refused(model):

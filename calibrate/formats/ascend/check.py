@@ -6,6 +6,7 @@ from pathlib import Path
 
 from octavo.capture.errors import OctavoError
 
+from ...layers.schemes import MXFP8
 from ..arithmetic import correction_ratio, error_ratios
 from ..verdict import Verdict
 from .checkpoint import Checkpoint
@@ -34,11 +35,13 @@ def _octavo_verdicts(checkpoint: Checkpoint) -> Iterator[Verdict]:
             if checkpoint.has_bias_correction(name):
                 corrections[name], bias = correction_ratio(layer), 0.0
             ratios[name] = max(scales, bias)
+        blocks = set(checkpoint.schemes.values()) == {MXFP8}
         yield Verdict("octavo", "numbers", True, f"all numbers of {len(names)} layers are within bounds")
         worst = max(ratios, key=ratios.__getitem__, default="")
         ratio = ratios.get(worst, 0.0)
-        fact = f"computed as npu_quant_matmul does, the largest error is {ratio:.2f} of what rounding can cause"
-        yield Verdict("octavo", "integers", ratio <= 1.0, fact if ratio <= 1.0 else f"{fact} ({worst})")
+        subject, way = ("codes", "in float32") if blocks else ("integers", "as npu_quant_matmul does")
+        fact = f"computed {way}, the largest error is {ratio:.2f} of what rounding can cause"
+        yield Verdict("octavo", subject, ratio <= 1.0, fact if ratio <= 1.0 else f"{fact} ({worst})")
         if corrections:
             worst = max(corrections, key=corrections.__getitem__)
             largest = f"{corrections[worst]:.2%} of the largest sum that the layer can have"

@@ -39,7 +39,7 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
     except OctavoError as error:
         yield Verdict(OCTAVO, CONFIG_FILE, False, str(error))
         return
-    fact = f"{model.config.get('_class_name')} with {len(structure.kinds)} integer layers, all tensors are there"
+    fact = f"{model.config.get('_class_name')} with {len(structure.kinds)} quantized layers, all tensors are there"
     misfit = _misfit(model, structure)
     yield Verdict(OCTAVO, "tensors", misfit is None, misfit or fact)
     if misfit is None:

@@ -6,10 +6,12 @@ import pytest
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats import TABLE, format_named
+from octavo.calibrate.formats.export import check_scheme
 from octavo.calibrate.formats.record import Deployment
 from octavo.calibrate.layers.modules import build
 from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.settings import Settings
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
 from ...helpers.refusals import refused
@@ -32,3 +34,14 @@ def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_pa
     result.layers[layer] = build(replace(numbers, transform=multiply), model.get_submodule(layer))
     refused(lambda: write(transforms=()), 2, f"{layer}, whose input goes through the transform Multiply")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "element", "activations"),
+    [("ascend", "fp8", "static"), ("sdnq", "fp8", "dynamic"), ("modelopt", "mxfp8", "dynamic")],
+)
+def test_the_refusal_of_an_element_names_formats_that_hold_it(name, element, activations):
+    with pytest.raises(UsageError, match=f"{name}: cannot hold {element}. Use --format .+, or --element") as refusal:
+        check_scheme([name], element, activations)
+    named = str(refusal.value).split("--format ")[1].split(", or --element")[0].split(" or ")
+    check_scheme(named, element, activations)

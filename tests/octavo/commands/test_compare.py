@@ -94,6 +94,16 @@ def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, q
     assert half["int8"] < whole["int8"] < whole["float"]
 
 
+def test_a_code_in_fp8_counts_with_one_byte_as_in_int8(tiny_model, checkpoint):
+    pipe, bytes_ = load_pipeline(tiny_model), {}
+    run = call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16))
+    for element in ("int8", "fp8"):
+        out = checkpoint("--format", "diffusers", "--accuracy", "plain", "--element", element)
+        deployed = load_deployed(pipe, out, None, CPU)
+        bytes_[element] = Comparison(pipe, deployed, run, 0, torch.float16).sizes["int8"]
+    assert bytes_["fp8"] <= bytes_["int8"]  # which also stores zero points and corrections
+
+
 def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
     comparison = compared(tiny_model, quantized, layers=False)
     totals, row = comparison.totals(), comparison.pairs[0].row
@@ -220,6 +230,7 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quan
         (quantized, tmp_path, 5, "is a directory"),
         (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
         (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
+        (tiny_model, tmp_path / "report.html", 2, "is a pipeline without a quantized model. Give MODEL first"),
     ):
         output = octavo("compare", model, out, *common, "-o", file, code=code)
         assert words in output

@@ -32,8 +32,10 @@ PROMPT = read_prompts("demo-heldout").texts[0]
 
 @pytest.fixture(scope="module")
 def checkpoints(checkpoint: Callable[..., Path]) -> dict[str, Path]:
-    """Calibrates one capture in the formats `ascend`, `diffusers` and `both`. Read only."""
-    cases = {"ascend": "ascend", "diffusers": "diffusers", "both": "ascend,diffusers,torchao"}
+    """Calibrates one capture in the formats `ascend` and `diffusers`, alone and with others. Read only."""
+    cases = {name: name for name in ("ascend", "diffusers")} | {
+        "both": "ascend,diffusers,torchao", "below": "torchao,diffusers", "beside": "torchao,ascend",
+    }  # fmt: skip
     return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in cases.items()}
 
 
@@ -43,15 +45,25 @@ def pixels(path: Path) -> bytes:
 
 
 def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_model, checkpoints, tmp_path):
-    for name in ("ascend", "diffusers", "both"):
+    for name in checkpoints:
         output = octavo("generate", checkpoints[name], "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
         assert "16 x 16, 2 steps" in output
     octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
-    assert drawn["diffusers"] == drawn["both"]
+    assert drawn["diffusers"] == drawn["both"] == drawn["below"]
+    assert drawn["ascend"] == drawn["beside"]
     near = [abs(a - b) for a, b in zip(drawn["ascend"], drawn["diffusers"], strict=True)]
     assert max(near) <= 2
     assert drawn["float"] != drawn["diffusers"]
+
+
+def test_checkpoints_in_fp8_and_mxfp8_draw_nearly_what_the_float_model_draws(tiny_model, checkpoint, tmp_path):
+    octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
+    for element in ("fp8", "mxfp8"):
+        out = checkpoint("--format", "diffusers", "--accuracy", "plain", "--element", element)
+        octavo("generate", out, "a red circle", "-o", tmp_path / f"{element}.png", *SMALL)
+        pairs = zip(pixels(tmp_path / f"{element}.png"), pixels(tmp_path / "float.png"), strict=True)
+        assert max(abs(a - b) for a, b in pairs) < 64
 
 
 def test_the_seed_decides_and_model_gives_the_place_of_the_model(tiny_model, checkpoints, tmp_path):

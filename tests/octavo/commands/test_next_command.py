@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -34,6 +35,16 @@ def test_each_command_leads_to_the_next_up_to_the_comparison(tiny_model: Path, t
     parent = click.Context(main, **main.context_settings)
     main.commands["compare"].make_context("compare", words[1:], parent=parent)  # its arguments are valid
     assert all(Path(word).exists() for word in words[1:])
+
+
+def test_inspect_leads_to_the_comparison_where_octavo_loads_a_format_and_to_the_runtime_elsewhere(
+    tiny_model: Path, checkpoint: Callable[..., Path]
+):
+    for formats in ("diffusers", "torchao,diffusers"):
+        out = checkpoint("--format", formats, "--accuracy", "plain")
+        assert next_of(octavo("inspect", out)) == ["compare", str(tiny_model.resolve()), str(out)]
+    output = octavo("inspect", checkpoint("--format", "torchao", "--accuracy", "plain"))
+    assert output.splitlines()[-1].endswith("docs/formats.md shows under torchao.")
 
 
 def test_programs_get_no_such_line(tiny_model: Path, tmp_path: Path):

@@ -78,6 +78,8 @@ def test_the_layout(dtype, tmp_path):
         assert torch.equal(bias, model.get_submodule(name).bias.float())
     assert failed(folder) == failed(folder, "octavo") == []
     assert sound(check(folder), {"ascend"})
+    facts = [v.fact for v in check(folder) if (v.consumer, v.subject) == ("octavo", "codes")]
+    assert [fact.startswith("computed in float32, ") for fact in facts] == [True]
     assert check_target(folder, overwrite=True) == folder
     describe = format_named("ascend").describe
     assert describe is not None
