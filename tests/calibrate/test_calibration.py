@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from octavo.calibrate.calibration import calibrate
@@ -18,6 +19,7 @@ from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.calibrate.report import worst
 from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
+from octavo.pipelines.families import value_groups
 
 from ..helpers.refusals import refused
 from ..zoo.toy import DTYPES, Call, calls, source_of, toy
@@ -228,3 +230,29 @@ def test_sqnr_in_decibels():
     assert bool((other == 11.0).all())
     assert power.sqnr == pytest.approx(20.0)
     assert peak_memory() > 0
+
+
+class WithAttention(nn.Module):
+    """An attention whose values have outliers in three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = Attention(query_dim=32, heads=2, dim_head=16)
+        with torch.no_grad():
+            self.attn.to_v.weight[:3] *= 50
+            self.attn.to_out[0].weight[:, :3] /= 50
+
+    def forward(self, x):
+        return self.attn(x)
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_factors_are_folded_into_value_layers_also_if_float_layers_are_released(release):
+    torch.manual_seed(1)
+    attentions = [Call((torch.randn(2, 20, 32),), {}) for _ in range(4)]
+    settings = Settings(defaults={}, smoothing=True, groups=value_groups, fold=True, release=release)
+    result = calibrate(WithAttention().eval(), source_of(attentions), settings)
+    assert "attn.to_v" in {name.rpartition(".")[0] for name in result.parameters} | set(result.layers)
+    assert result.layers["attn.to_out.0"].transform is None
+    assert {row["name"]: row for row in result.report["layers"]}["attn.to_out.0"]["sqnr"] > 30
