@@ -44,8 +44,8 @@ def interruptible(launched: bool = False) -> Iterator[None]:
     """Makes the first SIGINT, SIGTERM or SIGHUP that arrives in the body of `with` raise Interrupted; a second signal
     ends the process at once.
 
-    `launched`: whether a launcher started the process. Then one signal may arrive twice, from the terminal and from the
-    launcher, so for one second after the first signal others are ignored.
+    `launched` says that a launcher, such as torchrun, started the process. Such a process may get one signal twice,
+    from the terminal and from the launcher, so it ignores further signals for one second after the first.
     """
 
     def on_first(number: int, frame: FrameType | None) -> None:

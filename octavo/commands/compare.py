@@ -1,5 +1,5 @@
-"""Runs `octavo compare`: draws the same prompts with the float and the quantized pipeline, and writes the numbers and
-pictures onto one page."""
+"""Runs `octavo compare`: draws the same prompts with the float and the quantized pipeline, and writes the pictures and
+the measures of their difference onto one page."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -116,7 +116,8 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def heat(ranges: Mapping[str, Any]) -> str:
     """Draws a heat map of the largest |input| of each layer in each denoising step, with a logarithmic colour scale.
-    `ranges` is the table that `Probe.heat` returns."""
+    `ranges` is a dict of three lists: `layers` has the names of the layers, `steps` the numbers of the steps, and
+    `maximum` a list for each layer, with the layer's value in each step or None."""
     values = np.array([[np.nan if v is None else v for v in row] for row in ranges["maximum"]], dtype=float)
     values[values <= 0] = np.nan
     names, count = ranges["layers"], len(ranges["layers"])
