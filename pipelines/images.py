@@ -1,6 +1,6 @@
 """Reads the pictures of a directory and preprocesses them as the model's preprocessor_config.json says.
 
-The image processors of transformers preprocess, with pillow as their backend.
+The image processors of the library transformers do the preprocessing, with pillow as their backend.
 """
 
 from collections.abc import Iterator, Sequence
