@@ -78,15 +78,13 @@ def load_pipeline(
 ) -> Any:
     """Loads the pipeline in `directory`, in eval mode; downloads nothing, opens no pickle.
 
-    The default `device` is the CPU. The default `dtype` is float32 on a CPU, else the dtype of the stored weights. The
-    default `family` is the family that the files name. A family with a loader of its own can also load a folder with
-    only the denoiser; that loader takes `text_encoder`, the folder of the text encoder. `trust_remote_code` allows code
-    in `directory` to run. `offload` keeps a component on `device` only while it runs. The modules in `given` replace
-    the components of the same names. `loras` are added to the weights.
-
-    Raises UsageError for a missing directory or an unknown component; FileError for a directory without a pipeline,
-    damaged files, pickle weights, or custom code without `trust_remote_code`; MisfitError for missing or misshapen
-    weights, with `strict` also for surplus weights; NumbersError for NaN or infinity.
+    By default `device` is the CPU, `dtype` float32 on a CPU, else the stored dtype, and `family` the family that the
+    files name. If the family has a loader of its own, a folder with only the denoiser is enough; that loader takes
+    `text_encoder`, the folder of the text encoder. `trust_remote_code` lets code in `directory` run. `offload` keeps a
+    component on `device` only while it runs. Modules in `given` replace components of the same names. `loras` are added
+    to the weights. Raises UsageError for a missing directory or unknown component; FileError for a missing pipeline,
+    damaged files, pickle weights, or code without `trust_remote_code`; MisfitError for missing or misshapen weights,
+    with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
     device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:

@@ -67,8 +67,8 @@ def prompt_seed(prompt: str, seed: int) -> int:
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the keyword arguments of `pipe(...)` that all `prompts` share: those in `settings`, and the defaults of
-    `family` for what `settings` leave out. Prompt and generator are not among them. Embeddings with one row for each
-    prompt become `Rows` objects.
+    `family` for what `settings` leave out. Prompt and generator are not among them. A tensor of embeddings with one row
+    for each prompt is replaced by a `Rows` object, which maps each prompt to its row.
 
     Raises UsageError for a setting that this pipeline does not take and for a missing argument. If the pipeline draws
     classes, also raises it for a prompt that is not the name or number of a class.

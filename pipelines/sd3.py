@@ -1,4 +1,5 @@
-"""Defines the family of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
+"""Defines the family of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024), whose denoiser is diffusers'
+SD3Transformer2DModel."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Finds the files that hold the weights of a component: the variant, and one file or several shards."""
+"""Finds the files that hold the weights of a component. The files may have a variant in their names, such as fp16, and
+the weights may be in one file or in several shards."""
 
 import re
 from pathlib import Path

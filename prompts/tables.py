@@ -96,7 +96,8 @@ def _rows(
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
     """Yields the number and the prompt of each of `lines` that is not blank. A line holds a JSON string, or a JSON
-    object with the prompt under a key such as "prompt", the same in all lines. Raises FileError for any other line.
+    object with the prompt under a key such as "prompt". All objects have this same key. Raises FileError for any other
+    line.
 
     Appends a note on ignored keys to `notes`.
     """
@@ -176,7 +177,8 @@ def _kind(name: str) -> int:
 
 
 def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
-    """Returns which of the column names `names` holds the prompts. Raises FileError if none does, or several may.
+    """Returns which of the column names `names` holds the prompts. Raises FileError if no name or more than one name
+    may be that of the prompts, unless exactly one column is named prompt or prompts.
 
     Appends to `notes` which other columns may hold prompts and are not read.
     """

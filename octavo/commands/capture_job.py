@@ -171,12 +171,9 @@ class Job:
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
         """Runs the prompt described by `info`, stores its calls with `writer` as unit `index`, and returns its tally.
-        `number` is the prompt's number in messages; `show` gets the number of finished denoising steps after each step,
-        and `clock` counts the steps for the recorder of the calls.
-
-        The option --keep decides which steps to store, from the number of steps that is expected. If the run took
-        another number of steps, so that the wrong ones were stored, discards the unit and returns None.
-        """
+        `number` is the prompt's number in messages; `show` gets the number of finished steps, and `clock` counts steps.
+        Stores nothing and returns None if the run had another number of steps than expected, so that the option --keep,
+        which says which steps to store, chose the wrong ones."""
         tally = Tally()
         self.keep.begin()
         try:
