@@ -47,7 +47,8 @@ class Within(click.FloatRange):
 
 
 def argument(**attributes: Any) -> Any:
-    """Declares a field as an argument of the command line; `attributes` are further arguments of `click.Argument`."""
+    """Declares a field as an argument of the command line. `attributes` are keyword arguments of `click.Argument`, such
+    as metavar."""
     return field(metadata={"argument": attributes})
 
 

@@ -36,7 +36,7 @@ def embedded(arguments: Mapping[str, Any]) -> bool:
 
 
 def labelled(pipe: Any) -> bool:
-    """Returns whether a pipeline draws classes: its call takes class labels and no prompt."""
+    """Returns whether a pipeline draws classes, which means that its call takes class labels and no prompt."""
     parameters = parameters_of(pipe)
     if "class_labels" not in parameters or "prompt" in parameters:
         return False

@@ -94,7 +94,8 @@ def check_weights(folder: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """Returns the dtype of a component's first stored floating-point weight, such as "float16"; None without one."""
+    """Returns the dtype of a component's first stored floating-point weight, such as "float16", or None if no weight of
+    the component is stored in float16, bfloat16 or float32."""
     for file in weights_of(folder).files if folder.is_dir() else ():
         with safe_open(file, "pt", backend="pread") as weights:
             kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118

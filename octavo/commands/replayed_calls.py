@@ -55,10 +55,11 @@ def chosen_calls(capture: Capture, component: str, samples: int | None, terminal
 def replayed_calls(
     capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
 ) -> Callable[[], Iterator[StoredCall]]:
-    """Returns a function that iterates over the calls to replay, from the first one each time it is called.
+    """Returns a function that iterates over the calls to replay. Whenever the function is called, the iteration starts
+    from the first of these calls.
 
-    `chosen` are the indices of these calls among all calls of the denoiser `component`. `cast` is applied to the
-    arguments of each call.
+    `chosen` are the indices of the calls to replay among all calls of the denoiser `component`. `cast` is applied to
+    the arguments of each call.
     """
     split = any(held_out(unit.index) for unit in capture.units)
 

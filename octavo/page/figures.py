@@ -70,8 +70,8 @@ def _locator(low: float, high: float) -> Locator:
 
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
     """Draws the relative error of the latents after each denoising step: the median over prompts as a line, the
-    interval from the smallest to the largest error as a band. Each of `steps` has these three under `median`,
-    `smallest` and `largest`."""
+    interval from the smallest to the largest error as a band. Each of `steps` has the three errors of a step, under the
+    keys `median`, `smallest` and `largest`."""
     with _drawing(2.5) as (figure, axes):
         numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
