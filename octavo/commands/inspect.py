@@ -13,7 +13,7 @@ from .next_command import after_capture, after_inspect
 
 def run(path: Path, terminal: Terminal) -> None:
     """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint, an ONNX graph or a safetensors file at `path`
-    is not sound. Not sound are incomplete files, and files that a library which should load them refuses.
+    is not sound, that is, incomplete or refused by a library that should load it.
 
     Raises UsageError if there is nothing at `path`. Raises FileError for damaged files, and if `path` is neither a
     capture nor a checkpoint nor a graph. Raises MisfitError for an unfinished capture.

@@ -56,10 +56,11 @@ def place_references(
 ) -> tuple[Tensor, Tensor]:
     """Copies reference frames into `latents` (n, C, T, H, W); returns the result and the sampler's frame mask (n, T).
 
-    For each of the n samples, `references` has a list of latents (C, T', H, W). `strategies` has a text for each
-    sample, which says where their frames go: spans "loop,reference,reference_start,target_start,length,edit_ratio",
-    separated by ";". Only spans whose loop is the argument `loop` are used. The mask is the edit_ratio for a copied
-    frame, and 1 for every other frame. Raises UsageError for a reference that is missing or has another size.
+    For each of the n samples, `references` has a list of latents (C, T', H, W). For each sample `strategies` has a text
+    that says which frames of these latents go where: spans
+    "loop,reference,reference_start,target_start,length,edit_ratio", separated by ";". Only spans whose loop is the
+    argument `loop` are used. The mask is the edit_ratio for a copied frame, and 1 for every other frame. Raises
+    UsageError for a reference that is missing or has another size.
     """
     latents = latents.clone()
     mask = torch.ones(latents.shape[0], latents.shape[2], device=latents.device)
