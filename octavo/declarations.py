@@ -6,7 +6,8 @@
         samples: int | None = option("Replay this many calls.", type=click.IntRange(1))  # --samples
         overwrite: bool = flag("Replace the file.", heading="Files")  # --overwrite
 
-The field's name and default become those of the option. Without `type`, its annotation becomes click's type.
+An option gets its name and its default from the field. Without the argument `type`, it also gets its click type from
+the field's annotation.
 """
 
 from collections.abc import Collection
@@ -46,7 +47,8 @@ class Within(click.FloatRange):
 
 
 def argument(**attributes: Any) -> Any:
-    """Declares a field as an argument of the command line; `attributes` are further arguments of `click.Argument`."""
+    """Declares a field as an argument of the command line. `attributes` are keyword arguments of `click.Argument`, such
+    as metavar."""
     return field(metadata={"argument": attributes})
 
 
@@ -63,8 +65,8 @@ def option(help: str, *names: str, default: Any = None, **attributes: Any) -> An
 def flag(help: str, *names: str, **attributes: Any) -> Any:
     """Declares a bool field as an option without a value: the field is True if the option is on the command line.
 
-    `help` is its text in --help; `names`, if any, are its names in place of the field's; `attributes` are further
-    arguments of `Option`.
+    `help` is the option's text in --help. The option has the name of the field, unless `names` has other names.
+    `attributes` are further arguments of `Option`.
     """
     return option(help, *names, default=False, is_flag=True, **attributes)
 
@@ -72,8 +74,8 @@ def flag(help: str, *names: str, **attributes: Any) -> Any:
 def several(help: str, *names: str, **attributes: Any) -> Any:
     """Declares a field of type tuple[str, ...] as an option that may be repeated.
 
-    `help` is its text in --help; `names`, if any, are its names in place of the field's; `attributes` are further
-    arguments of `Option`.
+    `help` is the option's text in --help. The option has the name of the field, unless `names` has other names.
+    `attributes` are further arguments of `Option`.
     """
     return option(help, *names, default=(), multiple=True, **attributes)
 
@@ -96,8 +98,9 @@ def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Pa
 
 
 def _parameter(name: str, metadata: Any, default: Any, hint: Any) -> list[click.Parameter]:
-    """Returns a list of the one parameter that the field `name` declares, [] if the field is neither an option nor an
-    argument. `hint` is the type of the field; `metadata` and `default` are those of the field."""
+    """Returns a list of the one click parameter that the field `name` of a dataclass declares, or [] if the field is
+    neither an option nor an argument. `metadata` is what `argument`, `option`, `flag` or `several` stored in the field,
+    `default` is the field's default, and `hint` its type."""
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
     if "argument" in metadata:
         return [click.Argument([name], **{"type": _TYPES.get(kind)} | metadata["argument"])]

@@ -19,8 +19,8 @@ _QUANTIZER = "octavo.calibrate.formats.diffusers.quantizer"
 
 
 def register_with_diffusers() -> None:
-    """Registers Octavo's quantizer in the dicts of `diffusers.quantizers.auto`: now if this module is imported,
-    otherwise as soon as it is."""
+    """Registers Octavo's quantizer in the dicts of the module `diffusers.quantizers.auto`. Does so at once if diffusers
+    has imported that module, otherwise as soon as the module is imported."""
     if _HOME in sys.modules:
         enter()
     elif not any(isinstance(finder, _ImportFinder) for finder in sys.meta_path):

@@ -31,8 +31,9 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
     """Loads the checkpoints at `places` on `device`, pairs each with the denoiser of `pipe` that it was made from, and
-    joins the pairs into one `Deployed`. If there are several pairs, the names of modules and layers in the `Deployed`
-    begin with the name of their denoiser. If `component` is not None, every checkpoint is paired with this denoiser.
+    returns the pairs as one `Deployed`, which holds float denoisers with their quantized forms. If there are several
+    pairs, the names of modules and layers in the result begin with the name of their denoiser. If `component` is not
+    None, every checkpoint is paired with this denoiser.
 
     Raises FileError for damaged files and for two checkpoints of the same denoiser, MisfitError for a checkpoint that
     was made from another model.
@@ -69,9 +70,9 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Returns one dict `totals` for several checkpoints, from the `totals` in the reports of `parts`. The output SQNR
-    is the lowest of theirs, and its confidence interval is None. Every other number, such as a count of layers or
-    bytes, is the sum."""
+    """Returns one dict `totals` for several checkpoints, from the dict `totals` in the report of each of `parts`. The
+    output SQNR is the lowest SQNR of all checkpoints, and its confidence interval is None. Every other number, such as
+    a count of layers or bytes, is the sum over all checkpoints."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

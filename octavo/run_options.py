@@ -75,8 +75,9 @@ class RunOptions:
     def settings(self) -> "RunSettings":
         """The settings of a run of the pipeline (`RunSettings`) that these options describe.
 
-        Raises UsageError for an --arg that is not NAME=VALUE, is given twice or has an option of its own, and for a
-        file that does not exist; FileError for a picture or file of tensors that cannot be read.
+        Raises UsageError for an --arg that is not NAME=VALUE, for a NAME that is given twice or that another option
+        sets (such as steps, for --steps), and for a file that does not exist. Raises FileError for a picture or file of
+        tensors that cannot be read.
         """
         from octavo.pipelines.run import RunSettings
 

@@ -58,7 +58,8 @@ def list_text(title: str, columns: list[str], rows: list[list[str]], width: int)
 
 
 def _least_width(column: str, cells: tuple[str, ...]) -> int:
-    """Returns the least width of a column in which no word of its heading and its `cells` is broken, and no number."""
+    """Returns the least width of a column, in characters, that breaks no word of its heading `column` and of its
+    `cells`. If the cells are numbers, such as "1.5 MiB", it breaks no whole cell."""
     parts = cells if _numbers(cells) else [word for cell in cells for word in cell.split()]
     return max(map(cell_len, [*column.split(), *parts]), default=0)
 

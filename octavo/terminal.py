@@ -44,8 +44,8 @@ def interruptible(launched: bool = False) -> Iterator[None]:
     """Makes the first SIGINT, SIGTERM or SIGHUP that arrives in the body of `with` raise Interrupted; a second signal
     ends the process at once.
 
-    `launched`: whether a launcher started the process. Then one signal may arrive twice, from the terminal and from the
-    launcher, so for one second after the first signal others are ignored.
+    `launched` says that a launcher, such as torchrun, started the process. Such a process may get one signal twice,
+    from the terminal and from the launcher, so it ignores further signals for one second after the first.
     """
 
     def on_first(number: int, frame: FrameType | None) -> None:
@@ -184,8 +184,8 @@ def parsing() -> Iterator[None]:
 
 
 def silence() -> None:
-    """Sends what stdout has in its buffer to /dev/null. Otherwise Python would try to write it to stdout when the
-    process exits, and fail again."""
+    """Sends what stdout has in its buffer to /dev/null, after stdout could not be written. Otherwise Python would try
+    to write the buffer again when the process exits, and print an error."""
     with suppress(OSError, ValueError, AttributeError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())
@@ -215,13 +215,14 @@ class Terminal:
         self.say(f"Next: {shlex.join(['octavo', *map(str, words)])}")
 
     def warn(self, text: str, own: bool = False) -> None:
-        """Prints a warning on stderr, with and without --json. `own`: print it in every process, even a quiet one."""
+        """Prints a warning on stderr, with and without --json. If several processes run, only the first prints it, or
+        all with `own`."""
         if own or not self.quiet:
             show(f"Warning: {text}", err=True)
 
     def event(self, kind: str, own: bool = False, **values: Any) -> None:
-        """Prints a JSON object of `values`, with `kind` under the key "event"; nothing without --json. `own`: print it
-        in every process, even a quiet one."""
+        """Prints a JSON object of `values`, with `kind` under the key "event"; nothing without --json. If several
+        processes run, only the first prints it, or all with `own`."""
         if self.as_json and (own or not self.quiet):
             text = json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False)
             _draw(text.replace("\x7f", "\\u007f"))  # the only control character that json.dumps does not escape
@@ -246,7 +247,7 @@ class Terminal:
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """Yields `items`, and shows under the name `label` how many were yielded, of `total` if it is known: on a
         terminal as a bar on stderr, otherwise as a line on stderr about every 30 seconds. With --json, events on stdout
-        take the place of bar and lines. Shows nothing if `quiet`."""
+        take the place of bar and lines. If several processes run, only the first shows its progress."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
@@ -271,7 +272,8 @@ class Terminal:
 
         Yields a function that moves the bars; its arguments are the number of finished prompts, and the number of
         finished steps of the current prompt. Without a terminal, about every 30 seconds a line on stderr is printed
-        instead of the bars; with --json, an event on stdout. Shows nothing if `quiet`.
+        instead of the bars; with --json, an event on stdout. If several processes run, only the first shows its
+        progress.
         """
         if self.quiet:
             yield lambda prompt, step: None

@@ -13,8 +13,8 @@ FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TA
 def family_of(pipeline_class: str) -> Family:
     """Returns the family (defaults for one kind of pipeline) of a pipeline's class; GENERIC if no family fits.
 
-    `pipeline_class` is the name of the class. Each family lists prefixes of such names. If the name begins with several
-    of them, the longest decides.
+    `pipeline_class` is the name of the class. Each family lists prefixes of such names. If several prefixes fit the
+    name, the longest prefix decides.
     """
     prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
     matches = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]

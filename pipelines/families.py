@@ -1,4 +1,5 @@
-"""Lists Octavo's defaults for diffusers' own pipelines: more layers that stay float, and the smoothing groups.
+"""Lists Octavo's defaults for diffusers' own pipelines: which layers stay float in one kind of pipeline, and the
+smoothing groups.
 
 A smoothing group names layers that share an input, and the weights that produce this input, into which the smoothing
 factors of the layers can be folded. Some layers stay float in every pipeline (`general_reason` in calibrate/plan.py),
@@ -21,9 +22,10 @@ _LATENT = {"output_type": "latent"}
 def single_groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model such as Flux.
 
-    Double blocks, which have one stream for the picture and one for the text, give the groups of SD3 (`sd3.groups`).
-    Each single block, with one stream for both, gives a group of the layers that read its norm: query, key, value, and
-    the first layer of the feed-forward.
+    Double blocks have one stream for the picture and one for the text, as the blocks of SD3 do. For each stream they
+    give a group of the attention's query, key and value, and a group of the first layer of the feed-forward. The output
+    layers of both streams are one more group. Single blocks have one stream for picture and text. Each gives a group of
+    the layers that read its norm: query, key, value, and the first layer of the feed-forward.
     """
     groups = joint_groups(model)
     for index, block in enumerate(model.single_transformer_blocks):
@@ -50,7 +52,8 @@ def value_groups(model: Any) -> Iterator[Group]:
     value layers (to_v, add_v_proj) produce.
 
     Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
-    layers. Leaves out an attention whose processor has weights of its own: such a processor may add to the values.
+    layers. An attention whose processor has weights of its own is left out, because such a processor may add something
+    to the values.
     """
     from torch import nn
 

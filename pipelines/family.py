@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 class Fold(NamedTuple):
     """Names rows of a weight into which the smoothing factors of a group can be folded.
 
-    The rows begin at number `start` of `target`, a Linear, a norm or a flattened parameter. Each row produces one
-    channel of the group's input, so dividing a row by a factor divides the channel. With `plus_one` the rows produce a
-    value t that the model applies as 1 + t, the scale of a modulation. Then the fold changes t to (1 + t) / factor - 1,
-    so that the 1 is divided too.
+    The rows begin at number `start` of `target`, a Linear, a norm or a flattened parameter. There are as many rows as
+    smoothing factors. Each row produces one channel of the group's input, so dividing the row by the factor of the
+    channel divides the channel. With `plus_one` the rows produce a value t that the model applies as 1 + t, the scale
+    of a modulation. Then the fold changes t to (1 + t) / factor - 1, so that the 1 is divided too.
     """
 
     target: str

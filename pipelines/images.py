@@ -1,6 +1,6 @@
 """Reads the pictures of a directory and preprocesses them as the model's preprocessor_config.json says.
 
-The image processors of transformers preprocess, with pillow as their backend.
+The image processors of the library transformers do the preprocessing, with pillow as their backend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -110,8 +110,8 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
-    """Yields batches of at most `batch` pictures (pictures, channels, height, width), read when needed; the last may be
-    smaller.
+    """Yields batches of at most `batch` pictures, (pictures, channels, height, width). Each batch is read when it is
+    requested, and the last one may be smaller.
 
     If the preprocessing keeps the pictures' own sizes, every batch has one picture. Raises FileError for a picture that
     cannot be read.

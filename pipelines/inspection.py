@@ -102,10 +102,8 @@ def _instead(directory: Path) -> str:
 
 
 def _from_one_file(file: Path) -> str:
-    """Returns a sentence that says how to make a pipeline directory from a model in a single file.
-
-    Such a file has weights without a configuration.
-    """
+    """Returns advice for `file`, a model in a single file, which therefore has no configuration: how to make a pipeline
+    directory from it. A .gguf file is already quantized, so the advice for it is to give the float pipeline instead."""
     if file.suffix == ".gguf":
         return "GGUF holds a denoiser that is already quantized. Give the diffusers directory of the float pipeline."
     code = f"StableDiffusionXLPipeline.from_single_file('{file.name}').save_pretrained('DIR')"

@@ -54,10 +54,10 @@ def quiet() -> Iterator[None]:
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
-    """Returns the dtype to load a model in: float32 on a CPU, else that of its stored weights.
+    """Returns the dtype to load a model in: float32 on a CPU, on any other device the dtype of the stored weights.
 
-    `folders` are the folders of its components. The first folder with float weights decides; if none has any, the dtype
-    is float32.
+    `folders` are the folders of the model's components. The first folder with float weights decides; if none has any,
+    the dtype is float32.
     """
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
@@ -78,13 +78,13 @@ def load_pipeline(
 ) -> Any:
     """Loads the pipeline in `directory`, in eval mode; downloads nothing, opens no pickle.
 
-    `device` None: the CPU. `dtype` None: float32 on a CPU, else the dtype of the stored weights. `family` None: the
-    family that the files name. A family with a loader of its own can also load a folder with only the denoiser; that
-    loader takes `text_encoder`, the folder of the text encoder. `trust_remote_code`: code in `directory` may run.
-    `offload`: a component is on `device` only while it runs. The modules in `given` replace the components of the same
-    names. `loras` are added to the weights. Raises UsageError for a missing directory or an unknown component;
-    FileError for no pipeline, damaged files, pickle weights, or custom code without `trust_remote_code`; MisfitError
-    for missing or misshapen weights, with `strict` also for surplus weights; NumbersError for NaN or infinity.
+    By default `device` is the CPU, `dtype` float32 on a CPU, else the stored dtype, and `family` the family that the
+    files name. If the family has a loader of its own, a folder with only the denoiser is enough; that loader takes
+    `text_encoder`, the folder of the text encoder. `trust_remote_code` lets code in `directory` run. `offload` keeps a
+    component on `device` only while it runs. Modules in `given` replace components of the same names. `loras` are added
+    to the weights. Raises UsageError for a missing directory or unknown component; FileError for a missing pipeline,
+    damaged files, pickle weights, or code without `trust_remote_code`; MisfitError for missing or misshapen weights,
+    with `strict` also for surplus weights; NumbersError for NaN or infinity.
     """
     device, family = device or torch.device("cpu"), family or family_at(directory)
     if family.load is not None:
@@ -140,8 +140,8 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Corrects the tensors of `module` that loading cast to the dtype `stored` although their file in `folder` has
-    another dtype: reads them again and casts them to `dtype`."""
+    """Corrects the tensors of `module` whose files in `folder` have another dtype than `stored`. Loading has cast these
+    tensors to `stored`; they are read again and cast to `dtype`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:

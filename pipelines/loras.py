@@ -1,8 +1,8 @@
 """Fuses LoRA files into the float weights of a pipeline, before it is captured or drawn with.
 
 A LoRA (Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, arXiv 2106.09685, 2021) adds scale * B A to a
-weight, where A (rank, in) and B (out, rank) are small. Codes of a weight cannot take such a sum well, so the sum is
-computed in float and then quantized. diffusers and peft read the files and compute the sums.
+weight, where A (rank, in) and B (out, rank) are small. The integer codes of a weight are too coarse for such a small
+change, so the sum is computed in float and then quantized. diffusers and peft read the files and compute the sums.
 """
 
 import logging
@@ -80,7 +80,7 @@ def fuse_loras(pipe: Any, loras: Sequence[Lora]) -> None:
 @contextmanager
 def _ignored_tensors() -> Iterator[list[str]]:
     """Inside the `with` block, hides the log of diffusers and peft. Yields a list that collects the logged messages
-    about tensors that are ignored because the model has no layer of this name."""
+    about ignored tensors of a LoRA file, which are for layers that the model does not have."""
     facts: list[str] = []
 
     class Collector(logging.Handler):

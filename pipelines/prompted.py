@@ -36,7 +36,7 @@ def embedded(arguments: Mapping[str, Any]) -> bool:
 
 
 def labelled(pipe: Any) -> bool:
-    """Returns whether a pipeline draws classes: its call takes class labels and no prompt."""
+    """Returns whether a pipeline draws classes, which means that its call takes class labels and no prompt."""
     parameters = parameters_of(pipe)
     if "class_labels" not in parameters or "prompt" in parameters:
         return False
@@ -44,8 +44,9 @@ def labelled(pipe: Any) -> bool:
 
 
 def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the call for one prompt: `arguments`, with the prompt's own tensor in place of each
-    `Rows` object, and the prompt itself, as text or class label.
+    """Returns the arguments of the call for one prompt: `arguments`, and the prompt itself, as text or class label.
+    Each `Rows` object among `arguments`, which holds a tensor for each prompt, is replaced by the tensor of this
+    prompt.
 
     Raises UsageError if the pipeline draws classes and the prompt names none, or several.
     """
@@ -132,7 +133,8 @@ def _classes(pipe: Any) -> int | None:
 def _names(pipe: Any) -> dict[str, set[int]]:
     """Returns a dict from name, in small letters, to the numbers of the classes that have it.
 
-    A model of 1000 classes without names gets the names of ImageNet, since `save_pretrained` drops the names of a DiT.
+    A pipeline with 1000 classes and no names for them gets the names of ImageNet's classes. Such a pipeline is probably
+    a DiT, which draws these classes, and whose names are lost when `save_pretrained` writes it.
     """
     pairs = _own_names(pipe)
     if not pairs and _classes(pipe) == 1000:

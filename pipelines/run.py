@@ -67,8 +67,8 @@ def prompt_seed(prompt: str, seed: int) -> int:
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the keyword arguments of `pipe(...)` that all `prompts` share: those in `settings`, and the defaults of
-    `family` for what `settings` leave out. Prompt and generator are not among them. Embeddings with one row for each
-    prompt become `Rows` objects.
+    `family` for what `settings` leave out. Prompt and generator are not among them. A tensor of embeddings with one row
+    for each prompt is replaced by a `Rows` object, which maps each prompt to its row.
 
     Raises UsageError for a setting that this pipeline does not take and for a missing argument. If the pipeline draws
     classes, also raises it for a prompt that is not the name or number of a class.
@@ -98,8 +98,9 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Se
 
 
 def _placed(name: str, value: Any, pipe: Any) -> Any:
-    """Returns `value`, the argument `name` of a call of `pipe`. A tensor is moved to the pipeline's device, and cast to
-    the pipeline's dtype if `name` says that it holds embeddings. A list of tensors becomes a list of such tensors."""
+    """Returns `value`, the argument `name` of a call of `pipe`. A tensor, also in a list, is moved to the pipeline's
+    device. A tensor of embeddings is also cast to the pipeline's dtype; its `name` contains "embeds", such as
+    prompt_embeds."""
     if isinstance(value, list):
         return [_placed(name, item, pipe) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -128,8 +129,8 @@ def _lacks_text_encoder(pipe: Any) -> bool:
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """Returns the number of denoising steps that `pipe` takes for a prompt, by the `arguments` of its call or else by
-    the call's defaults; 0 if neither says."""
+    """Returns the number of denoising steps that `pipe` takes for a prompt: num_inference_steps in the `arguments` of
+    its call, or else in the call's defaults; 0 if neither has a number."""
     parameter = parameters_of(pipe).get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
@@ -153,8 +154,8 @@ def run_prompt(
     """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output. `arguments` are
     the arguments of the pipeline's call that all prompts share.
 
-    When the pipeline reports the end of step i, counted from 0, calls `on_step(i)`, then `on_latents` with the latents
-    after that step if the pipeline passes them.
+    When the pipeline reports the end of step i, counted from 0, calls `on_step(i)`. If the report has the latents after
+    that step, then calls `on_latents` with them.
     """
     parameters = parameters_of(pipe)
     extra = prompt_arguments(pipe, prompt, arguments)

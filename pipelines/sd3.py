@@ -1,4 +1,5 @@
-"""Defines the family of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
+"""Defines the family of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024), whose denoiser is diffusers'
+SD3Transformer2DModel."""
 
 from typing import Any
 
@@ -48,8 +49,8 @@ def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]
     """Returns the smoothing group of `layers`, whose shared input is a modulated norm: norm(x) * (1 + scale) + shift.
 
     The group's smoothing factors are folded into the layer `target`, which computes scale and shift. The output of
-    `target` consists of chunks of `width` channels; `shift` and `scale` are the numbers of the chunks that hold them,
-    counted from 0.
+    `target` consists of chunks of `width` channels, counted from 0. Chunk number `shift` is the shift, and chunk number
+    `scale` the scale.
     """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 

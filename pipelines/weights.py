@@ -1,4 +1,5 @@
-"""Finds the files that hold the weights of a component: the variant, and one file or several shards."""
+"""Finds the files that hold the weights of a component. The files may have a variant in their names, such as fp16, and
+the weights may be in one file or in several shards."""
 
 import re
 from pathlib import Path
@@ -93,7 +94,8 @@ def check_weights(folder: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """Returns the dtype of a component's first stored floating-point weight, such as "float16"; None without one."""
+    """Returns the dtype of a component's first stored floating-point weight, such as "float16", or None if no weight of
+    the component is stored in float16, bfloat16 or float32."""
     for file in weights_of(folder).files if folder.is_dir() else ():
         with safe_open(file, "pt", backend="pread") as weights:
             kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118

@@ -143,7 +143,7 @@ def _too_long(path: Path, where: str) -> OctavoError:
 def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
     """Yields the lines of a file without line ends and byte order mark.
 
-    Holds one line and BLOCK bytes of the file in memory. Raises FileError for more than `most` bytes and for a line
+    Holds one line and 64 KiB (BLOCK) of the file in memory. Raises FileError for more than `most` bytes and for a line
     that is longer than any prompt may be.
     """
     rest, number = b"", 0
@@ -162,7 +162,7 @@ def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
 
 
 def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
-    """Yields the content of a regular file, at most BLOCK bytes at a time.
+    """Yields the content of a regular file, at most 64 KiB (BLOCK) at a time, without a byte order mark.
 
     Raises UsageError for a missing file; FileError for a directory or a device, for a file in UTF-16, and for a file of
     more than `most` bytes.

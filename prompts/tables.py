@@ -96,7 +96,8 @@ def _rows(
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
     """Yields the number and the prompt of each of `lines` that is not blank. A line holds a JSON string, or a JSON
-    object with the prompt under a key such as "prompt", the same in all lines. Raises FileError for any other line.
+    object with the prompt under a key such as "prompt". All objects have this same key. Raises FileError for any other
+    line.
 
     Appends a note on ignored keys to `notes`.
     """
@@ -136,7 +137,8 @@ def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
 def _list_in(path: Path, document: Mapping[str, Any], notes: list[str]) -> list[Any]:
     """Returns the list of prompts, or of entries with prompts, in the JSON object `document`.
 
-    Raises FileError if there is none, or if several may be meant. Appends a note on ignored keys to `notes`.
+    Raises FileError if the object holds no such list, or several that may be meant. Appends a note on ignored keys to
+    `notes`.
     """
     values = list(document.values())
     if values and all(isinstance(value, dict) for value in values):
@@ -167,16 +169,18 @@ def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes
 
 
 def _kind(name: str) -> int:
-    """Returns 2 for a column named prompt or prompts, 1 for a name that may mean prompts, such as caption, else 0.
+    """Returns the kind of a column by its name: 2 for prompt or prompts, 1 for another name that may mean prompts, such
+    as caption, and 0 for all others.
 
-    A column with 1 is read only if none has 2; a column with 0 is never read.
+    A column of kind 1 is read only if there is no column of kind 2; a column of kind 0 is never read.
     """
     word = name.strip().casefold().replace(" ", "_").replace("-", "_")
     return 2 if word in NAMES else int(word in OTHER_NAMES)
 
 
 def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
-    """Returns which of the column names `names` holds the prompts. Raises FileError if none does, or several may.
+    """Returns which of the column names `names` holds the prompts. Raises FileError if no name or more than one name
+    may be that of the prompts, unless exactly one column is named prompt or prompts.
 
     Appends to `notes` which other columns may hold prompts and are not read.
     """

@@ -126,8 +126,8 @@ def _model(
     fingerprint of the denoiser. The denoiser is cast to --dtype, the dtype in which the quantized model will run.
 
     The function is None without --budget. The fingerprint is that of the weights before the cast, and None on all but
-    the first of `ranks`. Raises MisfitError if the model is not the one that was captured, UsageError if a format of
-    --format cannot hold a model of its class.
+    the first of `ranks`. Raises MisfitError if the denoiser is not the one that was captured, UsageError if the
+    denoiser is not a model of diffusers and a format of --format holds only models of diffusers.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest

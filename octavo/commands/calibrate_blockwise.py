@@ -90,9 +90,9 @@ def _mapped(
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Returns a function that casts a tensor of `model` to the dtype `captured`. The function changes only tensors in
-    the stored dtype of the model, which is that of its first float parameter. If `captured` is None, it changes
-    nothing."""
+    """Returns a function that casts a tensor of `model` to the dtype `captured`. The function changes only tensors that
+    have the dtype of the model's first float parameter, the dtype in which the model is stored. If `captured` is None,
+    it changes nothing."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
     return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 

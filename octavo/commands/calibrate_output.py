@@ -23,8 +23,8 @@ from .causes_output import show_causes
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
     """Prints how a calibration used its --budget, from the content of report.json. A table has the `most` layers to
     which the final latents are most sensitive. A line says how many layers got each scheme (W8A8 and so on), and the
-    error of the final latents, as measured and as estimated. The estimate is the sum over all layers of the error that
-    quantizing only this layer causes."""
+    error of the final latents, as measured and as estimated. For the estimate, each layer is quantized while all others
+    stay float; the errors that these single layers cause are added up."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -60,10 +60,10 @@ _COLUMNS = {"range": "input range", "scale": "input scale", "zero_point": "zero 
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
-    """Writes the checkpoint in the formats of --format, with a page that shows its report.
+    """Writes the checkpoint in the formats of --format, and into its directory an HTML page that shows report.json.
 
-    `origin` is the fingerprint of the float model in the dtype in which it was captured, for the manifest; None: the
-    manifest gets the fingerprint of `model` in its present dtype.
+    `origin`, for the manifest, is the fingerprint of the float model in the dtype in which it was captured. If it is
+    None, the manifest gets the fingerprint of `model` in the dtype that the model has now.
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
@@ -74,7 +74,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
     """Prints the `result` of a calibration, which took `seconds`. Warnings are always printed. Without --json, tables
-    and a summary follow; with --json, an event for programs."""
+    and a summary follow. With --json, a JSON object with the totals follows, for programs."""
     for warning in result.warnings:
         terminal.warn(warning)
     report = result.report

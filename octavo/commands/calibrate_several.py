@@ -73,8 +73,8 @@ def _locked_directory(parts: Path, options: CalibrateOptions, terminal: Terminal
     `ranks` does so; for the other ranks nothing happens.
 
     When the body ends, also by an exception, the directory is removed if it is empty. If an exception ends the body and
-    `parts` holds finished checkpoints, a warning says how to continue. `options` has the access rights of the
-    directory.
+    `parts` holds finished checkpoints, a warning says how to continue. `options.group_readable` decides whether the
+    user's group may read the directory.
     """
     if ranks.rank:
         yield

@@ -172,8 +172,8 @@ class Job:
     ) -> Tally | None:  # fmt: skip
         """Runs the prompt described by `info`, stores its calls with `writer` as unit `index`, and returns its tally.
         `number` is the prompt's number in messages; `show` gets the number of finished steps, and `clock` counts steps.
-        Stores nothing and returns None if the run had another number of steps than expected: the option --keep, which
-        says which steps to store, has then chosen the wrong ones."""
+        Stores nothing and returns None if the run had another number of steps than expected, so that the option --keep,
+        which says which steps to store, chose the wrong ones."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -232,8 +232,8 @@ class Job:
 
 
 class _Miscounted(Exception):
-    """Raised inside `with writer.unit(...)`, to discard the unit: the run had another number of denoising steps than
-    expected, so the option --keep, which says which steps to store, chose the wrong ones."""
+    """Raised inside `with writer.unit(...)`, to discard the unit, if the wrong denoising steps were stored. The option
+    --keep decides which steps to store, from the number of steps that is expected, and the run took another number."""
 
 
 class CheckedSink:

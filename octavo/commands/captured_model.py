@@ -32,8 +32,9 @@ class Captured:
 
 
 def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, Any]:
-    """Returns entries for report.json: `model`, the directory of the float model, or "demo"; `component`, the denoiser
-    that was quantized; `loras`, the captured model's LoRA files, if it has any; `dtype`, only if --dtype is given."""
+    """Returns entries for report.json: `model`, the directory of the float model, or "demo" for the bundled pipeline;
+    `component`, the denoiser that was quantized; `loras`, the captured model's LoRA files, if it has any; `dtype`, the
+    dtype in which the quantized model will run, only if --dtype is given."""
     source = source_of(captured.capture, options)
     origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
     loras = captured.capture.manifest.get("loras")
@@ -41,8 +42,8 @@ def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, Any]:
 
 
 def source_of(capture: Capture, options: CalibrateOptions) -> str:
-    """Returns the directory of the captured model, or "demo". Raises UsageError if neither --model nor the capture
-    names it."""
+    """Returns the directory of the captured model, or "demo" for the bundled pipeline: the value of --model, or else
+    the model that the capture names. Raises UsageError without --model if the capture names no model."""
     source = options.model or capture.manifest.get("model")
     if source is None:
         fact = "does not say which model it was recorded from"
@@ -106,11 +107,11 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 
 def components_of(capture: Capture, options: CalibrateOptions) -> list[str]:
-    """Returns the names of the denoisers to quantize: the one of --component, or all that were captured.
+    """Returns the names of the denoisers to quantize: the denoiser that --component names, or all that were captured.
 
-    A capture that was converted from a .pth file does not name its denoiser; without --component, the model's only
-    denoiser is taken. Raises UsageError if --component names a denoiser that was not captured, or is needed because the
-    model has several; MisfitError for a denoiser without stored calls.
+    A capture that was converted from a .pth file does not name its denoiser. For such a capture without --component,
+    the model's only denoiser is taken; UsageError is raised if the model has several. Also raises UsageError if
+    --component names a denoiser that was not captured, MisfitError for a denoiser without stored calls.
     """
     names, wanted = list(capture.manifest.get("components", {})), options.component
     if not names:

@@ -1,5 +1,5 @@
-"""Runs `octavo compare`: draws the same prompts with the float and the quantized pipeline, and writes the numbers and
-pictures onto one page."""
+"""Runs `octavo compare`: draws the same prompts with the float and the quantized pipeline, and writes the pictures and
+the measures of their difference onto one page."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def _comparison(
 ) -> Comparison:
     """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
     comparison. `directory` holds the float pipeline, of the model family `family`. `prompts` are all prompts of the set
-    or file, even those that are not drawn, because embeddings given with --arg may have a row for each of them."""
+    or file, even prompts that are not drawn, because embeddings given with --arg may have a row for each prompt."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,

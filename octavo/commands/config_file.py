@@ -34,8 +34,8 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
     this dict as `default_map`.
 
     Names in the file may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises
-    UsageError if there is no file, for a file that is not TOML, an option that is unknown or given twice, and a value
-    that the option does not accept; FileError if the file cannot be read.
+    FileError if the file cannot be read. Raises UsageError if there is no file, if the file is not TOML, if it gives an
+    option that is unknown or gives an option twice, and if an option does not accept its value.
     """
     path = Path(path)
     need(path, "file", "Give a TOML file of options")

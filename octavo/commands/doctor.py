@@ -115,6 +115,7 @@ def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
 
 
 def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns `seconds`, a dict from the name of a candidate to its measured time. Candidates are kernels or dtypes in
-    which the same operation can be computed. A time of infinity becomes None: this candidate cannot run here."""
+    """Returns a dict from the name of a candidate to its measured time in `seconds`. Candidates are kernels or dtypes
+    in which the same operation can be computed. The time of a candidate that cannot run here is infinity in `seconds`,
+    and None in the result."""
     return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}

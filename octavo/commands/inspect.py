@@ -13,9 +13,11 @@ from .next_command import after_capture, after_inspect
 
 def run(path: Path, terminal: Terminal) -> None:
     """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint, an ONNX graph or a safetensors file at `path`
-    is not sound: incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at
-    `path`; FileError for damaged files, or if there is no capture, checkpoint or graph; MisfitError for an unfinished
-    capture."""
+    is not sound, that is, incomplete or refused by a library that should load it.
+
+    Raises UsageError if there is nothing at `path`. Raises FileError for damaged files, and if `path` is neither a
+    capture nor a checkpoint nor a graph. Raises MisfitError for an unfinished capture.
+    """
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)

@@ -72,8 +72,8 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
     """Returns a summary of the calls of the denoiser `name` in a capture, as JSON-able values. `headers` describe these
-    calls. `arguments[argument][description]` is the number of calls in which an argument has a value of this
-    description, such as "float16 (2, 16, 64, 64)"."""
+    calls. `arguments` maps the name of each argument to a counter of its values' descriptions: how many calls have, for
+    example, a value that is described as "float16 (2, 16, 64, 64)"."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {

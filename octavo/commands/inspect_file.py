@@ -16,7 +16,7 @@ FORMAT = "comfy"  # the format of single files
 
 def inspect_file(path: Path, terminal: Terminal) -> bool:
     """Prints the contents of the safetensors file at `path`. Returns whether the file is sound: ComfyUI loads all its
-    int8 layers, with valid scales, and ignores none of its tensors and settings.
+    int8 layers, with valid scales, and ignores neither a tensor nor a quantization setting that the file holds.
 
     Raises FileError for a file that is damaged or differs from the manifest beside it.
     """

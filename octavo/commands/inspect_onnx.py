@@ -16,9 +16,9 @@ from .inspect_checkpoint import verified_text
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the ONNX graph at `path`. Returns whether the graph is sound: its scales, zero points and
-    int32 sums are within the bounds that Octavo keeps when it writes a graph, and onnxruntime or Ascend's compiler can
-    load it.
+    """Prints the contents of the ONNX graph at `path`. Returns whether the graph is sound: onnxruntime or Ascend's
+    compiler can load it, its scales are positive and finite, its zero points are integers from -128 to 127, and its
+    int32 sums cannot overflow.
 
     Raises FileError for a file that is damaged, or not safe to read.
     """

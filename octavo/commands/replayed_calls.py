@@ -13,12 +13,12 @@ from ..terminal import Terminal
 
 
 class StoredCall:
-    """A call in a capture, which a calibration may replay. The tensors are read from disk when `args` or `kwargs` is
-    first used, because each process replays only some of the calls. `load` reads the call; `cast` is applied to its
-    arguments. `step` is the denoising step of the call, `timestep` its noise level.
+    """A call in a capture, which a calibration may replay. Its tensors are read from disk only when `args` or `kwargs`
+    is first used, because each process replays only some of the calls.
 
-    `unit` is the number of the call's prompt, from 0. It is None for every call of a capture with fewer than four
-    prompts: then single calls are held out instead of prompts.
+    The function `load` reads the call, and the function `cast` is applied to the arguments that were read. `step` is
+    the denoising step of the call, `timestep` its noise level. `unit` is the number of the call's prompt, from 0. If a
+    capture has fewer than four prompts, single calls are held out instead of prompts, so `unit` is None for all calls.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class StoredCall:
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
     """Returns which calls of the denoiser `component` to replay, as indices among all its calls: the `samples` calls
-    that differ most from each other, or all calls if `samples` is None or not less than their number. The `ranks` share
-    the work, and `terminal` shows the progress."""
+    that differ most from each other. If `samples` is None, or there are no more than `samples` calls, returns the
+    indices of all calls. The `ranks` share the work, and `terminal` shows the progress."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))
@@ -55,10 +55,11 @@ def chosen_calls(capture: Capture, component: str, samples: int | None, terminal
 def replayed_calls(
     capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
 ) -> Callable[[], Iterator[StoredCall]]:
-    """Returns a function that iterates over the calls to replay, from the first one each time it is called.
+    """Returns a function that iterates over the calls to replay. Whenever the function is called, the iteration starts
+    from the first of these calls.
 
-    `chosen` are the indices of these calls among all calls of the denoiser `component`. `cast` is applied to the
-    arguments of each call.
+    `chosen` are the indices of the calls to replay among all calls of the denoiser `component`. `cast` is applied to
+    the arguments of each call.
     """
     split = any(held_out(unit.index) for unit in capture.units)
 

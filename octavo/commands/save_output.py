@@ -39,9 +39,9 @@ class Target(NamedTuple):
 def target_of(path: Path, overwrite: bool) -> Target:
     """Returns the Target at `path`, and checks that it can be written, so that mistakes show before a model is loaded.
 
-    Raises UsageError for an unknown ending, and for a video if the packages that write it are missing; StorageError if
-    `path` exists without `overwrite`, if it is a directory that holds other files than `save` writes, or if its parent
-    directory does not exist.
+    Raises UsageError for an unknown ending, and for a video if the packages that write it are missing. Raises
+    StorageError if `path` exists without `overwrite`, if it is a directory that holds anything but pictures named
+    0000.png and so on and folders of such pictures, or if its parent directory does not exist.
     """
     ending = path.suffix.lower()
     if ending and ending not in (*_FORMATS, _VIDEO, _LATENTS):

@@ -28,7 +28,8 @@ from .probe import Probe
 
 class RunResult(NamedTuple):
     """The result of one run of a pipeline: its output as an array (frames, height, width, channels), the latents after
-    each denoising step ([] if the pipeline does not pass latents to a callback), and the cost of the run."""
+    each denoising step ([] if the pipeline does not pass latents to a callback), and `cost`, the seconds and the peak
+    memory of the run."""
 
     output: np.ndarray
     latents: list[Tensor]
@@ -62,8 +63,9 @@ class Comparison:
         """Prepares a comparison.
 
         `deployed` is the float denoiser with its quantized form, `arguments` are the arguments of the pipeline's call,
-        and `seed` is the seed of the initial noise. `stored` is the dtype of the model on disk, None: the dtype of the
-        loaded model. The reported bytes of float tensors are those that they have in `stored`.
+        and `seed` is the seed of the initial noise. `stored` is the dtype in which the model lies on disk; if it is
+        None, the dtype of the loaded model is used. The reported sizes count each element of a float tensor with the
+        bytes of this dtype.
         """
         output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed

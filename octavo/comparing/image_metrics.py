@@ -31,9 +31,9 @@ def output_of(output: Any) -> np.ndarray:
     channels). The frames of all prompts follow one after the other. Pictures and videos get values in 0..1; latents
     keep their values.
 
-    The first axis of latents is that of the prompts; behind it they are (channels, height, width), (channels, frames,
-    height, width) or (tokens, channels). The last form, without height and width, gives each prompt one frame (1,
-    tokens, channels, 1).
+    Latents have the shape (prompts, channels, height, width), (prompts, channels, frames, height, width) or (prompts,
+    tokens, channels). The tokens of a prompt, which have neither height nor width, become one frame (1, tokens,
+    channels, 1).
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):
@@ -66,9 +66,9 @@ def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.n
     """Converts the outputs `exact` and `other` of two pipelines, both (frames, height, width, channels), to uint8
     pictures (frames, height, width, 3).
 
-    If they are `decoded`, they are pictures with values in 0..1. Otherwise they are latents: their first three channels
-    become red, green and blue; with fewer than three channels, the first becomes a grey picture. The smallest value of
-    `exact` becomes 0 and the largest 255, in both outputs.
+    With `decoded` the outputs are pictures, and their values 0..1 become 0..255. Otherwise the outputs are latents.
+    Then their first three channels become red, green and blue; with fewer than three channels, the first becomes a grey
+    picture. In both latents the smallest value of `exact` becomes 0, and the largest value of `exact` 255.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

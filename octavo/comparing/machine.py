@@ -25,8 +25,8 @@ _SETS = {
 
 def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     """Returns a dict from fact to text: the date (UTC, to the minute), the versions of the libraries, and the processor
-    with its number of threads. On a CPU, the kernels that were chosen for models of `dtype` are added; on any other
-    device, its name."""
+    with its number of threads. If `device` is a CPU, the kernels that were chosen for models of `dtype` are added. If
+    it is another device, such as a GPU, the name of the device is added."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("octavo", "torch", "diffusers", "transformers")),

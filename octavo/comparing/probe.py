@@ -51,8 +51,9 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """While the body of `with` runs the pipeline, copies a few (SAMPLED) of the denoiser's calls, spaced evenly.
-        Use `recording` before, with a body that makes as many calls: it counts them.
+        """While the body of `with` runs the pipeline, copies 8 (SAMPLED) of the denoiser's calls, spaced evenly. To
+        space them, the number of calls must be known, so `recording` has to be used before, with a body that makes as
+        many calls.
 
         When the body ends, the quantized denoiser computes the copied calls. The yielded Power then gets two sums of
         squares: of the float outputs, and of the quantized denoiser's errors. So only the copying adds to the time of
@@ -76,9 +77,10 @@ class Probe:
                 _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
-        """Returns the attribute `maximum` as a table for the heat map: a dict in which `layers` names the rows, `steps`
-        the columns, and `maximum` is a list of the rows. A row has a value for each step, None where the layer did not
-        run. The layers are in the order in which they ran."""
+        """Returns the largest inputs of all layers in all steps as a table for the heat map, a dict of three lists.
+        `layers` has the names of the layers in the order in which they ran, and `steps` the numbers of the denoising
+        steps, from 1. `maximum` has a list for each layer, with the layer's largest |input| in each step, or None for a
+        step in which the layer did not run."""
         steps = sorted({step for row in self.maximum.values() for step in row})
         rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
@@ -103,7 +105,7 @@ class Probe:
     def _compare(self, root: str) -> Any:
         """Returns a hook that runs after each call of a float denoiser. The hook calls the quantized denoiser with the
         same arguments, and adds the squares of the output and of the error to `powers`. `root` is the name of the
-        denoiser inside `Deployed.module`; "" is the module itself."""
+        denoiser in the container of all float denoisers, "" if there is only one denoiser and so no container."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:

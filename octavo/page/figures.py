@@ -70,8 +70,8 @@ def _locator(low: float, high: float) -> Locator:
 
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
     """Draws the relative error of the latents after each denoising step: the median over prompts as a line, the
-    interval from the smallest to the largest error as a band. Each of `steps` has these three under `median`,
-    `smallest` and `largest`."""
+    interval from the smallest to the largest error as a band. Each of `steps` has the three errors of a step, under the
+    keys `median`, `smallest` and `largest`."""
     with _drawing(2.5) as (figure, axes):
         numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
@@ -116,7 +116,8 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def heat(ranges: Mapping[str, Any]) -> str:
     """Draws a heat map of the largest |input| of each layer in each denoising step, with a logarithmic colour scale.
-    `ranges` is the table that `Probe.heat` returns."""
+    `ranges` is a dict of three lists: `layers` has the names of the layers, `steps` the numbers of the steps, and
+    `maximum` a list for each layer, with the layer's value in each step or None."""
     values = np.array([[np.nan if v is None else v for v in row] for row in ranges["maximum"]], dtype=float)
     values[values <= 0] = np.nan
     names, count = ranges["layers"], len(ranges["layers"])

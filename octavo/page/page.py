@@ -98,7 +98,7 @@ def _float_layers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the quantized layers among `rows`, the layers in report.json, the lowest SQNR first. Layers without an
-    SQNR come last: they have no error or were not measured."""
+    SQNR, which were not measured or have no error, come last."""
 
     def sort_key(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         sqnr = row.get("sqnr")

@@ -1,8 +1,8 @@
 """Reads a 64x64 picture of the bundled pipeline: which shape, colour, size, place and background it shows.
 
 Only pixels and geometry are used, no network. The background is the colour of the border. The region that differs from
-the background is compared with a template of each shape, which has the same area and centroid; the template that
-overlaps most names the shape.
+the background is compared with a template of each shape, drawn with the area and the centroid of the region. The shape
+whose template overlaps most with the region is the shape of the picture.
 """
 
 from collections.abc import Iterable
@@ -86,9 +86,9 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Returns a dict of shares, each 0 to 1. For the name of each of the five attributes of a scene, such as "colour":
-    the share of `pictures` that show it as wanted. For "all": the share of pictures that show all five as wanted.
-    `wanted` has the scene that each picture should show."""
+    """Returns a dict of shares, each 0 to 1. A scene has five attributes, such as "colour"; the dict has for the name
+    of each attribute the share of `pictures` that show it as wanted. Under "all" it has the share of pictures that show
+    all five as wanted. `wanted` has the scene that each picture should show."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

@@ -1,8 +1,8 @@
 """The scenes of the bundled pipeline. A scene is one shape on a plain background; each scene has a prompt that
 describes it, and can be drawn as a picture.
 
-Pictures are 64x64 RGB; coordinates are pixels, origin top left. This module needs no torch. For the judge and the
-tests, a drawn scene is the right picture of its prompt.
+Pictures are 64x64 RGB; coordinates are pixels, origin top left. This module needs no torch. The drawn scenes are the
+pictures that the pipeline is trained on, and the tests check the judge (`judge.py`) with them.
 """
 
 import itertools

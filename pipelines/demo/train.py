@@ -82,10 +82,11 @@ def transformer() -> Any:
 
 
 class CountedTokenProcessor:
-    """Computes attention in which the last context token stands for T5_TOKENS equal ones.
+    """Computes attention in which the last context token counts as T5_TOKENS (256) equal tokens.
 
-    At inference the context ends with T5_TOKENS zero tokens; in training one zero token stands for them. n equal keys
-    act as one key whose logit is larger by log n, so both compute the same function.
+    At inference the context ends with 256 zero tokens, in training with a single zero token that stands for all of
+    these. Because n equal keys act as one key whose logit is larger by log n, log 256 is added to the logits of the
+    single token. So training computes the same function as inference.
     """
 
     def __call__(
@@ -123,10 +124,12 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class Run:
-    """A training loop. Iterating yields pairs: the number of a step, and a random generator seeded with this number.
+    """A training loop over the parameters of `modules`. Iterating yields pairs: the number of a step, and a random
+    generator seeded with this number.
 
-    Prints progress, saves weights and optimizer to `file` every `every` steps, and resumes from `file`. `peak` is the
-    largest learning rate. The attribute `average` is a copy of `modules` with the moving average of their weights.
+    After each `every` steps the loop prints its progress and saves weights and optimizer to `file`, from which it also
+    resumes. `peak` is the largest learning rate. The attribute `average` is a copy of `modules` with the moving average
+    of their weights.
     """
 
     def __init__(self, file: Path, modules: nn.ModuleDict, steps: int, peak: float, every: int = 500) -> None:

@@ -1,6 +1,7 @@
 """Open-Sora 1.2: its transformer STDiT3, its sampler RFLOW, and the pipeline around them.
 
-Importing this package imports neither torch nor diffusers; the first use of a class or function that needs them does.
+Importing this package imports neither torch nor diffusers. The two libraries are imported when a class or function that
+needs them is first used.
 """
 
 from importlib import import_module

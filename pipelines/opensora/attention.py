@@ -80,11 +80,11 @@ def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Packs B captions of L tokens each, `y` (B, L, C), one after the other without padding: only tokens with a
-    non-zero `mask` are kept. None keeps all tokens.
+    """Packs B captions of L tokens each, `y` (B, L, C), one after the other without padding. Keeps only the tokens
+    whose `mask` is not zero, or all tokens if `mask` is None.
 
-    A mask of n < B rows, (n, L), is repeated to B rows: with guidance the n prompts are followed by n null captions,
-    which get the masks of their prompts.
+    A mask (n, L) with n < B is repeated to B rows. This is for guidance, where n null captions follow the captions of
+    the n prompts and get the masks of these prompts.
     """
     if mask is None:
         return Captions(y.flatten(0, 1)[None], None)

@@ -24,8 +24,8 @@ class STDiT3Block(nn.Module):
     """Computes a block: self-attention over a frame (spatial) or over time (temporal), cross-attention, MLP.
 
     x is (B, T, S, C): B samples, T frames, S tokens of a frame, C channels. modulation is (B, T, 6, C), or (B, 1, 6, C)
-    if all frames have the same; the six are shift, scale and gate of the self-attention, then of the MLP. rotation is
-    None for spatial blocks.
+    if all frames have the same modulation. Its six vectors are shift, scale and gate of the self-attention, then shift,
+    scale and gate of the MLP. rotation is None for spatial blocks.
     """
 
     def __init__(self, channels: int, heads: int, mlp_ratio: float, qk_norm: bool, temporal: bool) -> None:

@@ -56,8 +56,9 @@ def place_references(
 ) -> tuple[Tensor, Tensor]:
     """Copies reference frames into `latents` (n, C, T, H, W); returns the result and the sampler's frame mask (n, T).
 
-    For each of the n samples, `references` has a list of latents (C, T', H, W), and `strategies` a text that says which
-    of their frames go where (see parse_mask_strategy). Of the spans in this text only those whose `loop` is the
+    For each of the n samples, `references` has a list of latents (C, T', H, W). For each sample `strategies` has a text
+    that says which frames of these latents go where: spans
+    "loop,reference,reference_start,target_start,length,edit_ratio", separated by ";". Only spans whose loop is the
     argument `loop` are used. The mask is the edit_ratio for a copied frame, and 1 for every other frame. Raises
     UsageError for a reference that is missing or has another size.
     """
@@ -93,8 +94,8 @@ def _snap(place: int, frames: int) -> int:
     """Rounds the frame number `place` to a multiple of ALIGN (5), for a clip of `frames` frames; a negative place
     counts from the end.
 
-    Rounds to the nearest multiple. But if that is above `place` and fewer than ALIGN frames would be left from there
-    on, rounds down. The result is below `frames`.
+    Rounds to the nearest multiple, but down if the nearest is above `place` and the clip has fewer than ALIGN frames
+    from the nearest multiple on. The result is below `frames`.
     """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)

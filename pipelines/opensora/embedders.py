@@ -44,8 +44,8 @@ def position_table(height: int, width: int, channels: int, scale: float, like: T
 
 
 class PatchEmbedder(nn.Module):
-    """Embeds the patches of a video, (B, in, Tx, Hx, Wx) latents to (B, C, T, H, W) patches; pads each axis with zeros
-    at its end to whole patches."""
+    """Embeds the patches of latents: (B, channels, frames, height, width) to (B, C, T, H, W), for T x H x W patches
+    with C channels each. If an axis does not divide into whole patches, it is padded with zeros at its end."""
 
     def __init__(self, in_channels: int, channels: int, patch: tuple[int, int, int]) -> None:
         super().__init__()

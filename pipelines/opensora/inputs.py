@@ -62,10 +62,9 @@ def given_embeds(
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
     """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size that
-    `video_size` has for `resolution` and `aspect`.
+    Open-Sora's table has for a `resolution` such as "240p" and an `aspect` such as "9:16".
 
-    Raises UsageError if only one of height and width is given, and for a resolution or aspect that `video_size` does
-    not know.
+    Raises UsageError if only one of height and width is given, and for a resolution or aspect that is not in the table.
     """
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")

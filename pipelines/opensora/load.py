@@ -38,8 +38,8 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
     None stands for the stored dtype.
 
     A quantized transformer is loaded by its quantizer, which has to be registered with diffusers. Raises FileError for
-    a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or misshapen, named in the
-    message.
+    a file that is missing or damaged. Raises MisfitError, which names the tensor, for a tensor that is missing, surplus
+    or misshapen.
     """
     directory = Path(directory)
     config = transformer_config(directory)

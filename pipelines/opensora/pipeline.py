@@ -116,11 +116,11 @@ class OpenSoraPipeline(DiffusionPipeline):
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
         """Returns the caption states for the transformer: a row for each of `prompts`, or `embeds` (states, mask) if
-        given. `clean_caption`: whether texts are cleaned first, as in training (`text.clean_caption`).
+        given. `clean_caption`: whether texts are cleaned first, as in training (lower case, without links and HTML).
 
-        With guidance (guidance_scale above 1) as many rows are appended. They are those of `negative_prompts`, with
-        masks of their own. If `negative_prompts` is None, they are null captions, each with the mask of its prompt.
-        Raises UsageError for texts if the pipeline has no text encoder.
+        With guidance (guidance_scale above 1) a second row for each prompt is appended: the caption states of
+        `negative_prompts`, with masks of their own. If `negative_prompts` is None, the second rows are null captions,
+        each with the mask of its prompt. Raises UsageError for texts if the pipeline has no text encoder.
         """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
         states, mask = states.to(self._execution_device), mask.to(self._execution_device)
@@ -175,7 +175,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         prompt_embeds           caption states (n, 1, tokens, channels), in place of prompt
         prompt_attention_mask   (n, tokens), 0 for padding; needed with prompt_embeds
         references              for each prompt a list of latents, whose frames are copied into the video
-        mask_strategy           which frames of the references are copied, and where to (see conditioning.py)
+        mask_strategy           which frames go where, "loop,reference,reference_start,target_start,length,edit_ratio"
         aesthetic_score, motion_score, camera_motion   written into the prompts unless None
         clean_caption           whether the prompts are cleaned as in training
         output_type             "latent", or with a VAE "pil", "np" or "pt"

@@ -1,4 +1,5 @@
-"""The sampling loop: guidance rows, frames that are kept or edited, and one step of RFLOW after the other."""
+"""The sampling loop: rows with and without the prompt for guidance, frames that are kept or edited, and one step of
+RFLOW after the other."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

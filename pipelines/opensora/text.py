@@ -34,9 +34,11 @@ def with_scores(
 
 
 def clean_caption(text: str) -> str:
-    """Cleans a caption as DeepFloyd IF does, twice, as in training; the result is lower case.
+    """Cleans a caption as in training: makes it lower case, removes links, HTML, Chinese characters and the like, and
+    replaces typographic quotes and dashes by plain ones.
 
-    Uses diffusers' implementation for PixArt. Raises UsageError if ftfy or beautifulsoup4 is not installed.
+    The cleaning is that of DeepFloyd IF, applied twice, in diffusers' implementation for PixArt. Raises UsageError if
+    ftfy or beautifulsoup4 is not installed.
     """
     missing = [name for name, module in (("ftfy", "ftfy"), ("beautifulsoup4", "bs4")) if find_spec(module) is None]
     if missing:

@@ -85,12 +85,11 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         width: Tensor | None = None,
         **ignored: Any,
     ) -> Tensor:
-        """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
-
-        x is (B, in, Tx, Hx, Wx); timestep (B,), 0 (clean) to 1000 (noise); y (B, 1, L, E), caption states; mask (n, L),
-        0 for padding in y, is repeated from n to B rows; x_mask (B, Tx), False for clean frames. fps (frames per
-        second), height and width (pixels) must be given, each (m,); n and m divide B. num_frames and ar are ignored.
-        """
+        """Returns (B, out, T, H, W) in float32: the first half of the channels is the velocity, the rest is unused. x
+        (B, in, T, H, W) has B samples of T latent frames with `in` channels. timestep (B,) is 0 (clean) to 1000
+        (noise); y (B, 1, L, E), captions of L states with E channels; mask (n, L), 0 for padding in y, is repeated from
+        n to B rows; x_mask (B, T), False for clean frames. fps (frames per second), height and width (pixels) must be
+        given, each (m,). n and m divide B. num_frames and ar are ignored."""
         if fps is None or height is None or width is None:
             raise UsageError("forward: fps, height or width is missing. Pass all three as tensors.")
         dtype = self.x_embedder.proj.weight.dtype
@@ -141,8 +140,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
 
 def initialize(model: STDiT3) -> None:
     """Sets the values that training starts from: xavier-uniform weights and zero biases. The weight of the last layer
-    is zero in fps_embedder and in both attentions and the MLP of each temporal block, so that these add nothing at
-    first."""
+    is zero in fps_embedder. In each temporal block, the weight of the last layer is zero in the self-attention, the
+    cross-attention and the MLP. So these modules add nothing at first."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
