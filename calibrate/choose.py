@@ -107,11 +107,7 @@ def choose(
         observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
-    surveys = {
-        name: survey_of_layer
-        for name, survey_of_layer in surveys.items()
-        if name in choices and (settings.input_type.by_patch or not isinstance(survey_of_layer, PatchSurvey))
-    }
+    surveys = _judging(surveys, choices, settings)
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
@@ -121,6 +117,17 @@ def choose(
     choices, rows = guarded(model, choices, surveys, settings, work)
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
     return Selection(choices, reasons, nearest, observations, survey, summed, levels, tuple(rows))
+
+
+def _judging(surveys: Mapping[str, Survey], choices: Mapping[str, Choice], settings: Settings) -> dict[str, Survey]:
+    """Returns those of `surveys` whose sampled rows can be quantized as the layers of `choices` quantize them. Patches
+    of a convolution's input cannot if the scale is that of the image or depends on the noise level."""
+    by_patch = settings.input_type.by_patch
+    return {
+        name: survey
+        for name, survey in surveys.items()
+        if name in choices and (by_patch or not isinstance(survey, PatchSurvey))
+    }
 
 
 def transforms_of(
