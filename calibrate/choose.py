@@ -96,7 +96,7 @@ def choose(
     survey = None
     if settings.surveying:
         with work.watch.stage("survey"):
-            survey = _survey(model, calls, plan, settings, work)
+            survey = survey_inputs(model, calls, settings.samples, plan, work)
     current, surveys = survey.state if survey else SurveyState(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
@@ -107,7 +107,7 @@ def choose(
         observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
-    surveys = {name: survey_of_layer for name, survey_of_layer in surveys.items() if name in choices}
+    surveys = _judging(surveys, choices, settings)
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
@@ -119,14 +119,15 @@ def choose(
     return Selection(choices, reasons, nearest, observations, survey, summed, levels, tuple(rows))
 
 
-def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:
-    """Replays the calls with a survey of each linear layer's input: statistics of its channels, and sampled rows.
-    Convolutions are surveyed too if a rounding method needs patches of their inputs. With min-max ranges, the same
-    replay finds the ranges of convolutions. `work` holds the progress display and the ranks that take part."""
-    convolutions = not settings.method.plain and settings.input_type.by_patch
-    ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
-    options = settings.options if ends else None
-    return survey_inputs(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
+def _judging(surveys: Mapping[str, Survey], choices: Mapping[str, Choice], settings: Settings) -> dict[str, Survey]:
+    """Returns those of `surveys` whose sampled rows can be quantized as the layers of `choices` quantize them. Patches
+    of a convolution's input cannot if the scale is that of the image or depends on the noise level."""
+    by_patch = settings.input_type.by_patch
+    return {
+        name: survey
+        for name, survey in surveys.items()
+        if name in choices and (by_patch or not isinstance(survey, PatchSurvey))
+    }
 
 
 def transforms_of(
@@ -139,12 +140,12 @@ def transforms_of(
         return {}
     groups = settings.fold_groups(model, surveys)
     tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations, settings.multipliers)
-    smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work, tried)
+    smoothings = smooth(model, surveys, groups, settings.input_type, settings.input_scheme, work, tried)
     return {name: smoothing.transform for name, smoothing in smoothings.items()}
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
-    """Returns a dict from layer name to the range of the layer's input after its transform, for the linear layers in
+    """Returns a dict from layer name to the range of the layer's input after its transform, for the layers in
     `surveys`.
 
     Leaves out layers that received no input. Also leaves out layers whose transform mixes channels, because a survey
@@ -152,14 +153,9 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
     """
     return {
         name: [survey.all.range(transform)]
-        for name, survey in _of_linears(surveys).items()
+        for name, survey in surveys.items()
         if survey.has_input and ((transform := transforms.get(name)) is None or transform.by_channel)
     }
-
-
-def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    # the surveys of convolutions observe patches of the input, the others whole inputs
-    return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
 def _observations(
@@ -189,11 +185,9 @@ def _observations(
         return Observations({}, frozenset(silent) if count else frozenset(), current, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
     silent_layers = {name for name, survey_of_layer in surveys.items() if not survey_of_layer.has_input}
-    if survey is not None:
-        ranges, silent_layers = ranges | survey.ranges, silent_layers | survey.silent
     missing = [name for name in plan.quantized if name not in ranges and name not in silent_layers]
     if not missing:
-        return Observations(ranges, frozenset(), current, last, survey.range_snapshots if survey else {})
+        return Observations(ranges, frozenset(), current, last, {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
     replayed, current, snapshots = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, bins, work.ranks

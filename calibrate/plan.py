@@ -304,6 +304,11 @@ def layer_at(model: nn.Module, name: str) -> FloatLayer:
     return module
 
 
+def groups_of(module: nn.Module) -> int:
+    """Returns the number of groups of `module`, a convolution; 1 for other layers."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
 def named(model: nn.Module, entries: Plan) -> Iterator[tuple[Entry, FloatLayer]]:
     """Yields (entry, float layer) for each of `entries` whose layer becomes integers."""
     for entry in entries.entries:

@@ -74,6 +74,14 @@ def _values(model: Any) -> list[Group]:
     return list(value_groups(model))
 
 
+def unet_groups(model: Any) -> list[Group]:
+    """Returns the smoothing groups of a UNet: those of its attentions (`value_groups`), and one for the input
+    projection of each of its transformers, a linear layer or a convolution, whose input is the output of a norm."""
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    transformers = [name for name, kind in kinds.items() if kind == "Transformer2DModel"]
+    return _values(model) + [Group((f"{name}.proj_in",), (Fold(f"{name}.norm"),)) for name in transformers]
+
+
 TABLE = (
     Family(
         "flux", ("Flux",), defaults=_LATENT, groups=single_groups,
@@ -99,5 +107,5 @@ TABLE = (
     Family("cogvideox", ("CogVideoX",), defaults=_LATENT, groups=_values),
     Family("ltx", ("LTX",), defaults=_LATENT, groups=_values),
     Family("ltx2", ("LTX2",), defaults=_LATENT),
-    Family("sdxl", ("StableDiffusionXL",), defaults=_LATENT, groups=_values),
+    Family("sdxl", ("StableDiffusionXL",), defaults=_LATENT, groups=unet_groups),
 )  # fmt: skip

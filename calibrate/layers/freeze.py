@@ -16,6 +16,9 @@ dynamic, one scale for each token:
 
     y[n]          = accumulator[n] * (max |x| / 127) * weight scale[n] + bias[n]
 
+A channel whose weights are almost zero but whose bias is not would need a quant_bias beyond int32. Its weight scale is
+raised until |bias / deq| is 2**30 (`_holding_bias`).
+
 With FP8 codes there is no quant_bias; a static layer computes
 
     y[n]          = accumulator[n] * (input scale * weight scale[n]) + bias[n]
@@ -30,10 +33,13 @@ from octavo.capture.tensors import dtype_name
 
 from .inputs import Input
 from .numbers import Numbers
+from .scheme import in_float32
 from .transforms import Transform
-from .weights import QuantizedWeight, encoded
+from .weights import QuantizedWeight, encoded, spread
 
 _LIMIT = 2**31  # bound on the absolute value of the accumulator, which is int32
+_LARGEST_BIAS = 2.0**30  # largest |bias / deq|: half of int32, which leaves the other half to the sum of products
+_MOST_BINS_DIFFER = 16.0  # largest ratio of input scales of timestep bins at which a weight scale is raised
 _DEQ_BITS = 0xFFFFE000  # mask of the upper 19 bits of a float32, which the device's dequantizer reads
 _SMALLEST = 2.0**-126  # the smallest normal float32
 _MANTISSA = 24  # bits of a float32 significand
@@ -71,6 +77,7 @@ def numbers_of(
         biases = offset.to(dtype if bias is None else bias.dtype) if correction is not None else bias
         numbers = _with_float_bias(quantized, biases, input, dtype, transform)
         return numbers if isinstance(numbers, str) else replace(numbers, made_bias=bias is None and biases is not None)
+    quantized = _holding_bias(quantized, offset, input)
     output = _deq_and_quant_bias(quantized, offset, input)
     if isinstance(output, str):
         return output
@@ -99,6 +106,26 @@ def _with_float_bias(
     if input.scheme.block is not None:
         scale = encoded(scale)
     return Numbers(quantized.weight, scale, bias, input, dtype, transform)
+
+
+def _holding_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> QuantizedWeight:
+    """Returns `quantized`, the codes and scales of a weight, with larger scales and codes rounded anew for the output
+    channels whose |bias / deq| would be more than 2**30. `offset` (out,) is the bias plus the bias correction.
+
+    An input is at most 255 of its scales, and the rounding error of a weight at most half a raised scale. So each
+    product changes by at most 2**-23 of the channel's bias; with timestep bins, whose input scales differ, by as many
+    times more as the largest input scale is larger than the smallest. Returns `quantized` itself if that is more than
+    16 times, and if all channels share a scale.
+    """
+    finest, coarsest = (end.to(torch.float64) for end in input.tensors["input_scale"].aminmax())
+    needed = (offset.abs() / (finest * _LARGEST_BIAS)).to(torch.float32)
+    wide = needed > quantized.scale
+    if input.scheme.per_tensor or coarsest > _MOST_BINS_DIFFER * finest or not bool(wide.any()):
+        return quantized
+    weight, scale = quantized.weight.clone(), torch.where(wide, needed, quantized.scale)
+    ratios = spread(quantized.scale[wide] / scale[wide], weight)
+    weight[wide] = (in_float32(weight[wide]) * ratios).round().to(weight.dtype)
+    return QuantizedWeight(weight, scale)
 
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:

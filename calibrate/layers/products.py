@@ -34,8 +34,14 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
         blocks = block_scales(x.unflatten(-1, (-1, scheme.block)).abs().amax(-1), scheme.clamping)
         scale = blocks.repeat_interleave(scheme.block, -1)
         return scheme.nearest_(x / scale), scale
+    return codes_up_to(x, x.abs().amax(axes, keepdim=True), scheme)
+
+
+def codes_up_to(x: Tensor, largest: Tensor, scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
+    """Returns the codes of `x`, float32, and their scale, with which `largest` becomes the largest code of `scheme`.
+    `largest` broadcasts against `x`. Where it is too small for a normal float32 scale, the scale is 1."""
     # qmax is a tensor of the device: GPUs divide by a number of the host by multiplying with its rounded reciprocal
-    scale = x.abs().amax(axes, keepdim=True) / x.new_full((), scheme.qmax)
+    scale = largest / x.new_full((), scheme.qmax)
     scale = torch.where(scale < _SMALLEST, 1.0, scale)
     return scheme.nearest_(x / scale), scale
 

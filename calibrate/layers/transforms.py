@@ -45,14 +45,15 @@ class Transform(Protocol):
         negative number."""
 
     def weight(self, weight: Tensor) -> Tensor:
-        """Returns the weight for the transformed input, W T^-1 in float32, where W (out, in) is the float `weight` and
-        T the linear map of the transform."""
+        """Returns the weight for the transformed input, W T^-1 in float32, where W is the float `weight`, (out, in) or
+        that of a convolution, and T the linear map of the transform."""
 
 
 @dataclass(frozen=True)
 class Multiply:
     """Multiplies channel i of the input by the positive number factors[i], which is one over the channel's smoothing
-    factor (SmoothQuant). `factors` is (in,)."""
+    factor (SmoothQuant). `factors` is (in,). The weight is (out, in), or (out, in / groups, height, width) for a
+    convolution, whose padding with zeros stays zero."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     by_channel: ClassVar[bool] = True
@@ -79,7 +80,9 @@ class Multiply:
         return x * self.factors.to(x.dtype).view([-1] + [1] * (-1 - axis))
 
     def weight(self, weight: Tensor) -> Tensor:
-        return weight.to(torch.float32) / self.factors.to(torch.float32)
+        groups = len(self.factors) // weight.shape[1]
+        factors = self.factors.to(torch.float32).view(groups, 1, -1, *[1] * (weight.ndim - 2))
+        return (weight.to(torch.float32).unflatten(0, (groups, -1)) / factors).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,15 @@ def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tenso
     """Returns the input `x` after `transform`, or `x` itself where `transform` is None. The channels are along `axis`,
     a negative number."""
     return x if transform is None else transform.input(x, axis)
+
+
+def transformed_patches(transform: Transform | None, rows: Tensor, taps: int) -> Tensor:
+    """Returns `rows` (rows, in * taps) after `transform`. They are rows of a linear layer's input, where `taps` is 1,
+    or patches of a convolution's input, where `taps`, height times width of the kernel, are the columns of a
+    channel."""
+    if transform is None or taps == 1:
+        return transformed(transform, rows)
+    return transform.input(rows.unflatten(-1, (-1, taps)), -2).flatten(-2)
 
 
 def same_transform(one: Transform | None, other: Transform | None) -> bool:

@@ -30,13 +30,23 @@ def channels_of(x: Tensor) -> ChannelReading:
     is empty or contains NaN or infinities."""
     if (kernels := kernels_for(x)) and (ends := kernels.column_extremes(x)) is not None:
         return ChannelReading(ends[0], ends[1], x.numel() // x.shape[-1])
-    rows = x.detach().reshape(-1, x.shape[-1])
-    if rows.numel() == 0:
+    return _channels_along(x.detach().reshape(-1, x.shape[-1]), -1)
+
+
+def channels_of_images(x: Tensor) -> ChannelReading:
+    """Returns the smallest and the largest value of each channel of `x` ([batch,] channels, height, width), and the
+    number of its positions, over all images. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    return _channels_along(x.detach(), -3)
+
+
+def _channels_along(x: Tensor, axis: int) -> ChannelReading:
+    if x.numel() == 0:
         raise ValueError("no values")
-    low, high = (end.to(torch.float32) + 0.0 for end in (rows.amin(0), rows.amax(0)))  # turns -0.0 into 0.0
+    others = [other for other in range(-x.ndim, 0) if other != axis]
+    low, high = (end.to(torch.float32) + 0.0 for end in (x.amin(others), x.amax(others)))  # turns -0.0 into 0.0
     if not (math.isfinite(low.amin()) and math.isfinite(high.amax())):
-        raise ValueError(f"{rows.numel() - int(rows.isfinite().sum())} non-finite values")
-    return ChannelReading(low, high, len(rows))
+        raise ValueError(f"{x.numel() - int(x.isfinite().sum())} non-finite values")
+    return ChannelReading(low, high, x.numel() // x.shape[axis])
 
 
 class Channels:

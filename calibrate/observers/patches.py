@@ -4,6 +4,7 @@ A convolution applies a linear layer to each of these rows. So the observers of 
 from the rows, like the observers of a linear layer. Only a sample of the patches is extracted.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from ..layers.modules import Geometry
 from ..replay.current_call import CurrentCall
-from .extremes import channels_of
+from .extremes import channels_of_images
+from .row_sample import Sample
 from .survey import Survey, SurveyReading
 
 _SURVEYED = 64  # most patches that a survey samples from each tensor
@@ -36,6 +38,11 @@ class Patches:
     def __call__(self, x: Tensor) -> Tensor:
         """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of
         `weight.flatten(1)`, where `weight` is the convolution's weight."""
+        return self.sampled(x)[0]
+
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns patches of `x`, as a call of this object does, and the index of the image of each patch,
+        (patches,)."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True
@@ -49,28 +56,49 @@ class Patches:
             indices = torch.randperm(total, generator=torch.Generator().manual_seed(total))[: self.most].sort().values
         indices = indices.to(x.device)
         image, position = indices // (height * width), indices % (height * width)
-        return windows[image, :, position // width, position % width].flatten(1)
+        return windows[image, :, position // width, position % width].flatten(1), image
 
 
 class PatchSurvey(Survey):
-    """Gathers the statistics of one convolution's input from a random sample of its patches, as `Survey` does from the
-    rows of a linear layer's input. The extremes are those of the sample, not of all patches."""
+    """Gathers the extremes of each channel of one convolution's input, and a random sample of its patches, as `Survey`
+    does of the rows of a linear layer's input."""
 
     def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
         super().__init__(current, name)
         self.patches = Patches.of(conv, _SURVEYED)
+        self.taps = math.prod(self.patches.kernel)
         self.key = self.patches
         self.tensors = 0
+        self._train_peaks, self._held_peaks = Sample(), Sample()  # a row for each row of the samples of patches
 
     def read(self, x: Tensor) -> SurveyReading:
-        """Returns a sample of the patches of `x`, an input of the convolution, as rows, and the extremes of each column
-        of these rows. Raises ValueError if the rows are empty or contain NaN or infinities."""
-        rows = self.patches(x)
-        return SurveyReading(channels_of(rows), rows, [])
+        """Returns the extremes of each channel of `x`, an input of the convolution, and a sample of its patches. Raises
+        ValueError if `x` is empty or contains NaN or infinities."""
+        channels = channels_of_images(x)
+        rows, image = self.patches.sampled(x)
+        peaks = x.detach().abs().amax((-2, -1)).view(-1, x.shape[-3])[image]
+        return SurveyReading(channels, rows, [], peaks)
 
     def add(self, reading: SurveyReading) -> None:
+        assert reading.peaks is not None
         super().add(reading)
+        peaks = self._held_peaks if self._current.held_out else self._train_peaks
+        peaks.add(reading.peaks, self._current.level, self._source)
         self.tensors += 1
+
+    def copy(self, current: CurrentCall) -> "PatchSurvey":
+        survey = super().copy(current)
+        assert isinstance(survey, PatchSurvey)
+        survey._train_peaks, survey._held_peaks = self._train_peaks.copy(), self._held_peaks.copy()
+        return survey
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return *super().samples, self._train_peaks, self._held_peaks
+
+    @property
+    def judge_peaks(self) -> Tensor:
+        return (self._held_peaks or self._train_peaks).rows
 
     def merge(self, other: Survey) -> None:
         super().merge(other)

@@ -28,6 +28,7 @@ from ..layers.inputs import StaticInput, TimestepInput
 from ..layers.noise_level import bins_of
 from ..layers.scheme import QParams, Range, Scheme, exact_scale, qparams_of
 from ..layers.transforms import Transform
+from ..plan import layer_at
 from ..replay.calls import Call
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
@@ -79,7 +80,8 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's input, to which `transform` is applied first (None: no transform).
+    """Observes one layer's input, to which `transform` is applied first (None: no transform). The channels of the input
+    are along `axis`, a negative number.
 
     There is a separate observer for each cross-validation fold of each timestep bin. `observer` is the key of their
     class in OBSERVERS, and `options` are their options. `current` says which call is running, and `bins` to which bin
@@ -87,12 +89,13 @@ class BinnedObserver:
     """
 
     def __init__(
-        self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
-    ) -> None:
+        self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None,
+        axis: int = -1,
+    ) -> None:  # fmt: skip
         kind = OBSERVERS[observer]
         folds = range(max(bins.folds.values(), default=0) + 1)
         self._observers: list[list[Observer]] = [[kind(options) for _ in folds] for _ in range(len(bins.edges) + 1)]
-        self._current, self._bins, self._transform = current, bins, transform
+        self._current, self._bins, self._transform, self._axis = current, bins, transform, axis
         self.scheme = options.scheme
         self.key = (kind, None if transform is None else id(transform))
 
@@ -100,8 +103,8 @@ class BinnedObserver:
     def read(self) -> Callable[[Tensor], Any]:
         """The function that applies the transform of the layer's input, if there is one, to a tensor, and returns the
         statistics that the observers need of the result."""
-        read, transform = self._observers[0][0].read, self._transform
-        return read if transform is None else lambda x: read(transform.input(x.detach()))
+        read, transform, axis = self._observers[0][0].read, self._transform, self._axis
+        return read if transform is None else lambda x: read(transform.input(x.detach(), axis))
 
     def add(self, reading: Any) -> None:
         """Adds `reading`, the statistics of one input, which the function `read` returned, to the observer for the
@@ -211,7 +214,11 @@ def observe_ranges(
     is not finite; DeviceError when memory runs out.
     """
     current, share = CurrentCall(model, ranks), _CLIPPED_SHARE_SMOOTH if transforms else _CLIPPED_SHARE
-    observers = {name: BinnedObserver(observer, options, current, bins, transforms.get(name)) for name in names}
+    axes = {name: -3 if isinstance(layer_at(model, name), nn.Conv2d) else -1 for name in names}
+    observers = {
+        name: BinnedObserver(observer, options, current, bins, transforms.get(name), axis)
+        for name, axis in axes.items()
+    }
     snapshots = Snapshots(lambda: gather_ranges(observers, ranks, share))
     observe(model, observers, current.tracked(snapshots.taking(calls)), ranks)
     return gather_ranges(observers, ranks, share), current.shared(), snapshots

@@ -23,11 +23,13 @@ _FEW = 8  # rows for each sample of a batch: inputs with at most so many are tho
 class SurveyReading(NamedTuple):
     """Holds the extremes of each channel and some rows of one tensor, an input of one or several layers. Each of these
     layers has a Survey object. `surveys` lists the Survey objects to which this reading was added so far; its first
-    entry shows which layers have the same input."""
+    entry shows which layers have the same input. The `rows` of a convolution's input are patches; `peaks` (patches,
+    channels) then has, for each patch, the largest absolute value of each channel in the patch's whole image."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype
     surveys: list["Survey"]
+    peaks: Tensor | None = None
 
 
 def survey_of(x: Tensor) -> SurveyReading:
@@ -59,6 +61,7 @@ class Survey:
     """
 
     read = staticmethod(survey_of)
+    taps = 1  # columns that each channel has in a sampled row: height times width of the kernel of a convolution
 
     def __init__(self, current: CurrentCall, name: str) -> None:
         self._current, self.name = current, name
@@ -86,8 +89,9 @@ class Survey:
         return survey
 
     @property
-    def samples(self) -> tuple[Sample, Sample]:
-        """Two samples of the input's rows: from the calls that are not held out, and from the held-out calls."""
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples: of the input's rows from the calls that are not held out, and of those from the held-out
+        calls."""
         return self._train_rows, self._held_rows
 
     def merge(self, other: "Survey") -> None:
@@ -139,6 +143,18 @@ class Survey:
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._held_rows or self._train_rows
+
+    @property
+    def judge_peaks(self) -> Tensor | None:
+        """For each row of `judge_sample`, a patch of a convolution's input: the largest absolute value of each channel
+        of the patch's whole image, (rows, channels), from which a dynamic scale follows. None for a linear layer, whose
+        rows have scales of their own."""
+        return None
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of a sampled row. Raises ValueError if the layer had no input."""
+        return len(self.all.low) * self.taps
 
     @property
     def leader(self) -> str:

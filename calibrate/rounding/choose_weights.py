@@ -21,7 +21,7 @@ from ..layers.scheme import in_float32
 from ..layers.transforms import weight_for
 from ..layers.weights import round_to_nearest
 from ..observers.survey import Survey
-from ..plan import FloatLayer, layer_at
+from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.calls import Calls
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
@@ -119,11 +119,6 @@ def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method
         if result is None
         else replace(choice, weight=result[0], input=replace(choice.input, qparams=result[1]), method="easy-quant")
     )
-
-
-def groups_of(module: FloatLayer) -> int:
-    """Returns the number of groups of `module`, a convolution; 1 for other layers."""
-    return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
 def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:

@@ -9,7 +9,7 @@ from torch import Tensor
 from octavo.capture.ranks import Ranks
 
 from ..choice import Choice
-from ..layers.transforms import transformed
+from ..layers.transforms import transformed_patches
 from ..native import kernels
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
@@ -38,7 +38,8 @@ class Sums:
     the same tensor share one `Sums`.
 
     `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
-    channels. The function `read` selects the rows of an input that are summed. Let x be such a row, after smoothing, as
+    channels. The function `read` selects the rows of an input that are summed; for a convolution, they are patches, in
+    which each channel has `taps` columns. Let x be such a row, after smoothing, as
     a column vector, and xq the values of its codes. Then `exact` and `rounded` (in,) are the sums of x and of xq over
     all these rows, and `gram` and `residual` (in, in) are the sums of xq xq^T and of xq (x - xq)^T. Only the numbers on
     and above the diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False,
@@ -51,9 +52,10 @@ class Sums:
     """
 
     def __init__(
-        self, choice: Choice, current: CurrentCall, columns: int, read: Callable[[Tensor], Tensor], squares: bool
-    ) -> None:
-        self._choice, self._current, self.read = choice, current, read
+        self, choice: Choice, current: CurrentCall, columns: int, read: Callable[[Tensor], Tensor], squares: bool,
+        taps: int = 1,
+    ) -> None:  # fmt: skip
+        self._choice, self._current, self.read, self._taps = choice, current, read, taps
         kind = precision(columns)
         self.rows = 0
         self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
@@ -64,7 +66,7 @@ class Sums:
     def add(self, rows: Tensor) -> None:
         """Adds rows (rows, in) of the layer's input as the float model computes it; this method applies the layer's
         smoothing to the rows."""
-        x = transformed(self._choice.transform, rows).to(torch.float32)
+        x = transformed_patches(self._choice.transform, rows, self._taps).to(torch.float32)
         compiled = kernels.library() if self._choice.input.integer_bias and x.device.type == "cpu" else None
         self.rows += len(x)
         if compiled is None:
@@ -122,11 +124,11 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
     it sums patches, about 65,536 at most. The matrices `gram` and `residual` are summed only if `method` rounds
     weights, and not for a convolution with groups.
     """
-    columns = len(survey.all.low)
+    columns = survey.columns
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
         squares = bool(method.weights) and survey.patches.geometry.groups == 1
-        return Sums(choice, current, columns, survey.patches_for(min(rows, _PATCHES)), squares)
+        return Sums(choice, current, columns, survey.patches_for(min(rows, _PATCHES)), squares, survey.taps)
     stride = max(1, survey.fit_channels.rows // rows)
     return Sums(choice, current, columns, Strided(stride), squares=bool(method.weights))
 
@@ -141,7 +143,7 @@ def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey]
             shared.setdefault((surveys[name].leader, id(choice.transform)), []).append(name)
     if ranks.world == 1:
         return list(shared.values())
-    return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
+    return ranks.share(sorted(shared.values(), key=lambda members: -surveys[members[0]].columns))
 
 
 def batches_of(
@@ -153,7 +155,7 @@ def batches_of(
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:
-        size = bytes_of_sums(len(surveys[members[0]].all.low), method)
+        size = bytes_of_sums(surveys[members[0]].columns, method)
         if batch and batch_bytes + size > sums_bytes:
             yield batch
             batch, batch_bytes = [], 0

@@ -7,30 +7,30 @@ SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quan
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[k] = max|x[k]|**alpha / max|W[:, k]|**(1
 - alpha) of the input channels k.
 
+Of a convolution, W[:, k] are the weights of channel k at all places of the kernel; its rows are patches (patches.py).
+Padding with zeros stays zero after a multiplication, so y is exact for it too. Only linear layers are rotated.
+
 Layers that share an input share its factors. alpha is searched for each such group of layers. Ranges and factors come
 from the calls that are not held out; the error of the integer layers' outputs is measured on rows of held-out calls. So
 factors that only fit the calls they were computed from are not chosen. A rotation (`Rotate`) is tried without and with
 the smoothing that was chosen.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.inputs import Codes, Input, StaticInput, weights_for
-from ..layers.products import integer_matmul
-from ..layers.scheme import QParams, Range, Scheme, codes, qparams_of
-from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform, transformed, weight_for
-from ..layers.weights import scales_of, spread
+from ..layers.inputs import Input
+from ..layers.scheme import Scheme
+from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from ..observers.extremes import Channels
 from ..observers.survey import Survey
-from ..plan import FloatLayer, layer_at
+from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.work import Work
 from .fold import FoldGroup, can_fold
+from .judge import TransformJudge
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
 _MAX_ERROR_RATIO = 0.9  # smooth only if this lowers the output error by at least 10 %: it may cost a multiplication
@@ -133,71 +133,6 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
     return shared.values()
 
 
-class _Judge:
-    """Measures how well smoothing factors suit the layers `modules`, which share one input: by the squared error of
-    each layer's output on rows of held-out calls, divided by the sum of squares of its float output.
-
-    Outputs are computed as the integer layers compute them, up to the rounding of scales.
-    """
-
-    def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: type[Input], scheme: Scheme) -> None:
-        self._modules, self._survey, self._kind, self._scheme = modules, survey, kind, scheme
-        self._rows = survey.judge_sample.rows
-        rows = self._rows.to(torch.float32)
-        self._exact = [F.linear(rows, module.weight.detach().to(torch.float32)) for module in modules]
-        self._signals = [
-            _energy(y if module.bias is None else y + module.bias.detach())
-            for module, y in zip(modules, self._exact, strict=True)
-        ]
-
-    def error(self, transform: Transform | None) -> float:
-        """Returns the sum of the layers' relative squared errors when their input goes through `transform`; infinite if
-        a layer has no integer form then."""
-        x = self._codes(transform)
-        if x is None:
-            return math.inf
-        total = 0.0
-        for module, exact, signal in zip(self._modules, self._exact, self._signals, strict=True):
-            product = _product(x, weight_for(transform, module.weight), weights_for(self._scheme))
-            if product is None:
-                return math.inf
-            noise = _energy(product.sub_(exact))
-            total += noise / signal if signal else noise
-        return total
-
-    def _codes(self, transform: Transform | None) -> Codes | None:
-        x = transformed(transform, self._rows).to(torch.float32)
-        if not self._kind.ranged:
-            return self._kind(scheme=self._scheme).codes(x)
-        if transform is None or transform.by_channel:
-            extent = self._survey.fit_channels.range(transform)
-        else:  # the extremes of channels do not give those of mixed channels: sampled rows have to do
-            extent = Range(*map(float, transformed(transform, self._survey.fit_sample.rows).aminmax()))
-        qparams = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)
-        return None if qparams is None else StaticInput(qparams, scheme=self._scheme).codes(x)
-
-
-def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
-    `x` holds the codes of the input; `scheme` is the rule by which the weight becomes codes. Returns None if a channel
-    of the weight is too small for a float32 scale."""
-    scale = scales_of(weight, scheme)
-    if scale is None:
-        return None
-    q = codes(weight, QParams(scale, torch.zeros_like(scale)), scheme)
-    if not scheme.element.integer:
-        return F.linear(x.q * x.scale, q.mul_(spread(scale, q)))
-    q = q.to(scheme.element.dtype)
-    total = integer_matmul(x.q.to(scheme.element.dtype), q)
-    if x.zero_point is not None:
-        total -= x.zero_point * q.sum(1, dtype=torch.int32)
-    return total.to(torch.float32) * (x.scale * scale)
-
-
-def _energy(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-
-
 def _best_smoothing(
     model: nn.Module,
     names: Sequence[str],
@@ -211,10 +146,11 @@ def _best_smoothing(
     transform. `surveys` has the survey of each layer's input; `tried` has the transforms to try. `kind`, a subclass of
     Input such as DynamicInput, says when ranges of inputs are found; `scheme` is the rule by which inputs become
     codes."""
-    weights = largest_of([layer_at(model, name).weight.detach() for name in names])
+    modules = [layer_at(model, name) for name in names]
+    weights = largest_of([columns_of(module) for module in modules])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
-        _Judge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
+        TransformJudge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
         for part in _by_input(names, surveys)
     ]
 
@@ -225,7 +161,8 @@ def _best_smoothing(
     multipliers = [Multiply(multiplier_of(weights, fitted, alpha)) for alpha in tried.alphas]
     best, after = _better(None, before, multipliers, error)
     alpha = next((alpha for alpha, each in zip(tried.alphas, multipliers, strict=True) if each is best), None)
-    rotations = [Rotate.by(size) for size in tried.rotations if not len(weights) % size]
+    linear = all(isinstance(module, nn.Linear) for module in modules)
+    rotations = [Rotate.by(size) for size in tried.rotations if linear and not len(weights) % size]
     rotated: list[Transform] = [*rotations, *(MultiplyRotate(best, rotate) for rotate in rotations if best is not None)]
     transform, after = _better(best, after, rotated, error)
     if isinstance(transform, Rotate):
@@ -254,8 +191,18 @@ def _merged(statistics: Iterable[Channels]) -> Channels:
     return merged
 
 
+def columns_of(module: FloatLayer) -> Tensor:
+    """Returns the weight of `module` with a column for each input channel, (rows, in): for a linear layer the weight
+    itself; for a convolution each column has the weights that multiply the channel at any place of the kernel."""
+    weight = module.weight.detach()
+    if weight.ndim == 2:
+        return weight
+    by_group = weight.unflatten(0, (groups_of(module), -1))  # (groups, out / groups, in / groups, height, width)
+    return by_group.permute(1, 3, 4, 0, 2).reshape(-1, module.in_channels)
+
+
 def largest_of(weights: Sequence[Tensor]) -> Tensor:
-    """Returns the largest |W| of each input channel, (in,), over several weights W (out, in)."""
+    """Returns the largest |W| of each input channel, (in,), over several weights W (rows, in)."""
     extremes = [torch.maximum(weight.amax(0), weight.amin(0).neg()) for weight in weights]
     return torch.stack(extremes).amax(0)
 

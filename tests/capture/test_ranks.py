@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from octavo.calibrate.formats.manifest import MANIFEST
+from octavo.calibrate.observers.patches import PatchSurvey
 from octavo.calibrate.observers.survey import Survey, survey_of
 from octavo.calibrate.observers.survey_replay import SurveyState, merge_ranks
 from octavo.calibrate.replay.current_call import CurrentCall
@@ -40,11 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 QUICK = (("plain", 3), ("balanced", 2), ("sigma", 2), ("percentile", 3))
-
-
-def slow(*values: object) -> Any:
-    """Returns a case that only `make test-all` runs."""
-    return pytest.param(*values, marks=pytest.mark.slow)
+slow = partial(pytest.param, marks=pytest.mark.slow)  # makes a case that only `make test-all` runs
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +181,13 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
     def survey_inputs(ranks: Ranks) -> dict[str, Any]:
         current = CurrentCall(toy(), ranks)
         surveys = {name: Survey(current, name) for name in ("all", "odd", "often", "like-all")}
+        surveys["patches"] = PatchSurvey(current, "patches", nn.Conv2d(2, 3, 3))
         for index in range(ranks.rank, 600, ranks.world):
             current.position, current.held_out, current.level = index, index % 4 == 3, float(index)
             current.samples += 1
             x = torch.randn(9, 5, generator=torch.Generator().manual_seed(index))
             reading = survey_of(x)
+            surveys["patches"].add(surveys["patches"].read(x[:, :, None].expand(-1, -1, 5)[:2]))
             surveys["all"].add(reading)
             surveys["like-all"].add(reading if index != 77 else survey_of(x + 1))
             if index % 2:

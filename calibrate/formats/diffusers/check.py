@@ -4,6 +4,7 @@ Names, dtypes and shapes are read from the headers of the files. Scales, deq and
 functions that check them in an ascend checkpoint.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def _misfit(model: Model, structure: Structure) -> str | None:
             return f"{name}.weight is missing"
         if len(weight.stored.shape) not in (2, 4):
             return f"{name}.weight has shape {list(weight.stored.shape)}, not two or four axes"
-        needed = _needed_tensors(kind, weight.stored.shape)
+        multiplier = model.tensors.get(f"{name}.mul_scale")
+        groups = 1 if multiplier is None else _groups(weight.stored.shape, multiplier.stored.shape)
+        needed = _needed_tensors(kind, weight.stored.shape, groups)
         tensors = _tensors_of(model, name)
         for leaf in sorted(set(needed) - set(tensors)):
             return f"{name}.{leaf} is missing"
@@ -76,10 +79,20 @@ def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 
 
-def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+def _groups(weight: tuple[int, ...], multiplier: tuple[int, ...]) -> int:
+    """Returns the number of groups with which a convolution's multiplier fits its weight, given the shapes of both; 1
+    for a linear layer, and if it fits with no number of groups."""
+    groups, rest = divmod(math.prod(multiplier), weight[1])
+    return groups if len(weight) == 4 and groups and not rest and not weight[0] % groups else 1
+
+
+def _needed_tensors(
+    kind: LayerKind, shape: tuple[int, ...], groups: int
+) -> dict[str, tuple[str | None, tuple[int, ...]]]:
     """Returns the tensors that an integer layer of this `kind` must have: a dict from the last part of the tensor's
-    name, such as "deq", to dtype and shape. `shape` is that of the layer's weight. The dtype None stands for any float
-    dtype. The bias of the float layer is optional and left out."""
+    name, such as "deq", to dtype and shape. `shape` is that of the layer's weight, `groups` the number of
+    groups of a convolution. The dtype None stands for any float dtype. The bias of the float layer is optional and left
+    out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8" if kind.scheme in SCHEMES else "float8_e4m3fn", shape),
@@ -88,7 +101,7 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
     if kind.scheme in (MXFP8, MXFP8_WEIGHT_ONLY):
         needed["weight_scale"] = ("uint8", (outputs, shape[1] // BLOCK))
     if kind.multiplied:
-        needed["mul_scale"] = (None, shape[1:2])
+        needed["mul_scale"] = (None, (shape[1] * groups,))
     if kind.rotation:
         needed["rotation"] = ("int32", (ROTATIONS[kind.rotation],))
     if kind.made_bias:

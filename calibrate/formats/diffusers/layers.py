@@ -14,6 +14,7 @@ from ...layers.modules import QuantizedLayer, build
 from ...layers.numbers import Numbers
 from ...layers.schemes import ROTATIONS
 from ...layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
+from ...plan import groups_of
 from .structure import LayerKind, Structure
 
 
@@ -45,14 +46,14 @@ def empty_layer(structure: Structure, name: str, module: nn.Module) -> Quantized
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
         fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
         raise MisfitError(f"{name}: {fact}. Load the checkpoint with the class that its config.json names.")
-    dtype = getattr(torch, structure.dtype)
-    return build(_empty(structure.kinds[name], tuple(weight.shape), bias is not None, dtype), module)
+    dtype, channels = getattr(torch, structure.dtype), weight.shape[1] * groups_of(module)
+    return build(_empty(structure.kinds[name], tuple(weight.shape), channels, bias is not None, dtype), module)
 
 
-def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
+def _empty(kind: LayerKind, shape: tuple[int, ...], channels: int, biased: bool, dtype: torch.dtype) -> Numbers:
     """Returns the `Numbers` (weight codes, scales and so on) of an integer layer of this `kind` with a weight of this
-    `shape`, as tensors without values on the meta device. `biased` says whether the float layer has a bias; `dtype` is
-    the dtype of the float layer."""
+    `shape` and `channels` input channels, as tensors without values on the meta device. `biased` says whether the float
+    layer has a bias; `dtype` is the dtype of the float layer."""
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
         tensors: dict[str, Tensor | None] = {
@@ -65,7 +66,7 @@ def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.d
         return Numbers(
             torch.empty(shape, dtype=input.weights.element.dtype), scale,
             torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
-            input, dtype, _empty_transform(kind, shape[1], dtype),
+            input, dtype, _empty_transform(kind, channels, dtype),
             torch.empty(*leading, outputs) if input.integer_bias else None,
             torch.empty(*leading, outputs, dtype=torch.int32) if input.integer_bias else None, kind.made_bias,
         )  # fmt: skip

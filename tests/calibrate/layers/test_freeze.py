@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch import nn
 
 from octavo.calibrate.layers.freeze import numbers_of, rounded_deq
 from octavo.calibrate.layers.inputs import FloatInput, StaticInput
-from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.layers.modules import QuantizedLinear, build
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS
 
@@ -84,11 +85,31 @@ def test_a_channel_of_zeros_gives_its_bias_exactly(seed, dtype, value):
     assert bool((QuantizedLinear(numbers)(x)[:, 2] == bias[2]).all())
 
 
-def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
-    weight = torch.full((2, 8), 1e-7)
-    qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
+@pytest.mark.parametrize("size", [1e-5, 1e-7, 1e-12, 1e-30])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_channel_of_tiny_weights_holds_its_bias_and_costs_other_channels_nothing(size, groups):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 4, 3, groups=groups).requires_grad_(False)
+    conv.weight[1] *= size
+    conv.bias[1] = 3.0
+    qparams = qparams_of(Range(-0.1, 0.25), ACTIVATION, torch.float32)
+    plain = nearest(conv.weight, torch.zeros(4), StaticInput(qparams))
+    numbers = nearest(conv.weight, conv.bias, StaticInput(qparams))
+    others = torch.tensor([0, 2, 3])
+    assert torch.equal(numbers.weight[others], plain.weight[others])
+    assert torch.equal(numbers.weight_scale[others], plain.weight_scale[others])
+    x = torch.rand(2, 8, 5, 5) * 0.35 - 0.1
+    exact = conv.double()(x.double())[:, 1]
+    error, without_bias = (build(each, conv)(x)[:, 1].double() - exact for each in (numbers, plain))
+    raised = conv.weight[0].numel() * 3.0 * 2**-23 + 3.0 * 2**-22  # the last term: the rounding of float32
+    assert float(error.abs().max()) <= float((without_bias + 3.0).abs().max()) + raised
+
+
+def test_a_bias_that_an_integer_layer_cannot_hold_is_never_wrapped():
     assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # a plain cast would give this
-    assert nearest(weight, torch.ones(2), StaticInput(qparams)) == "its accumulator could overflow int32"
+    qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
+    numbers = nearest(torch.full((2, 8), 1e-7), torch.tensor([1.0, -1.0]), StaticInput(qparams))
+    assert torch.equal(numbers.quant_bias.sign(), torch.tensor([1, -1], dtype=torch.int32))
 
 
 def test_a_sum_that_int32_cannot_hold_keeps_the_layer_float():
