@@ -51,7 +51,9 @@ class Perceptual:
         """A sentence that names the missing measures and how to install them, or ""."""
         missing = {name: how for name, how in self.missing.items() if self._counts(name)}
         by_command = {how: [name for name in missing if missing[name] == how] for how in missing.values()}
-        parts = [f"{' and '.join(names)} ({how})" for how, names in by_command.items()]
+        parts = []
+        for how, (*others, last) in by_command.items():
+            parts.append(f"{', '.join(others)} and {last} ({how})" if others else f"{last} ({how})")
         return f"Not measured: {', '.join(parts)}." if parts else ""
 
     def _counts(self, name: str) -> bool:

@@ -17,6 +17,7 @@ from octavo.capture.recorder import Memory, Recorder
 from octavo.checkpoints import Deployed, load_deployed
 from octavo.comparing.comparison import Comparison
 from octavo.comparing.machine import surroundings
+from octavo.comparing.perceptual import can_measure_lpips
 from octavo.comparing.probe import SAMPLED
 from octavo.page import page
 from octavo.pipelines.load import load_pipeline
@@ -171,6 +172,37 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
     assert ("limit at least 99.0 dB" in output) == bool(code)
 
 
+def test_several_checkpoints_are_compared_as_each_alone(tiny_model, checkpoint, quantized, prompts, tmp_path):
+    outs, file = (quantized, checkpoint("--activations", "timestep")), tmp_path / "report.html"
+    command = ("compare", tiny_model, *outs, "--prompts", prompts, "--seeds", 2, *SMALL, "-o", file, "--json")
+    output = octavo(*command, "--min-sqnr", 5, "--gate-by", "best")
+    rows = [json.loads(line) for line in output.splitlines() if '"event": "prompt"' in line]
+    done = lines(output)["done"]
+    assert [row["checkpoint"] for row in rows] == [str(out) for out in outs] * 4
+    assert len({row["seed"] for row in rows}) == 4
+    assert [part["checkpoint"] for part in done["checkpoints"]] == [str(out) for out in outs]
+    for part in done["checkpoints"]:
+        low, high = part["totals"]["intervals"]["psnr"]
+        assert low < part["totals"]["psnr"] < high
+        assert [(gate["key"], gate["passed"], gate["by"]) for gate in part["gates"]] == [("output_sqnr", True, "best")]
+    # float and two checkpoints of four pairs, two in the viewer, two in the heat map
+    assert file.read_text().count("data:image/png;base64,") == 3 * 4 + 2 + 2
+    alone = compared(tiny_model, outs[1]).totals()
+    pipe = load_pipeline(tiny_model)
+    deployed = [load_deployed(pipe, out, None, CPU) for out in outs]
+    both = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
+    both.probe_denoiser("a red circle")
+    both.compare("a red circle")
+    for key in ("psnr", "ssim", "output_sqnr", "latent_error", "step_sqnr"):
+        assert both.totals(1)[key] == alone[key] != both.totals(0)[key]
+
+
+def test_the_page_of_one_pair_says_that_there_is_no_interval(tiny_model, quantized):
+    comparison = compared(tiny_model, quantized)
+    assert set(comparison.totals()["intervals"].values()) == {None}
+    assert comparison.sides[0].samples == 1
+
+
 def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, checkpoint, prompts, tmp_path):
     shutil.copytree(checkpoint("--activations", "timestep"), tmp_path / "out")
     (tmp_path / "out" / "report.json").unlink()
@@ -220,8 +252,11 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quan
         (quantized, tmp_path, 5, "is a directory"),
         (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
         (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
+        ((quantized, quantized), tmp_path / "report.html", 2, "a checkpoint is given twice"),
+        ((quantized, "--min-judged", 0.5), tmp_path / "report.html", 2, "only prompts of the bundled model demo"),
+        *([] if can_measure_lpips() else [((quantized, "--preset", "videos"), tmp_path / "r.html", 2, "pip install")]),
     ):
-        output = octavo("compare", model, out, *common, "-o", file, code=code)
+        output = octavo("compare", model, *(out if isinstance(out, tuple) else (out,)), *common, "-o", file, code=code)
         assert words in output
         assert len(errors(output)) == 1
     assert not (tmp_path / "report.html").exists()
