@@ -16,7 +16,7 @@ _Z = NormalDist().inv_cdf(0.975)
 
 
 class Interval(NamedTuple):
-    """The bounds of a 95 % confidence interval."""
+    """Holds the bounds of a 95 % confidence interval."""
 
     low: float
     high: float

@@ -11,8 +11,8 @@ _QUOTED = re.compile(r'"([^"]+)"|“([^”]+)”|«([^»]+)»|「([^」]+)」')
 
 
 def asked_text(prompt: str) -> str:
-    """Returns the text that the picture of `prompt` is to show, which is what the prompt has in double quotation marks:
-    OPEN for 'a sign that says "OPEN"'. Several texts are joined with spaces. Returns "" if there is none."""
+    """Returns the text that the picture of `prompt` is to show, which the prompt has between double quotes: OPEN for
+    'a sign that says "OPEN"'. Several texts are joined with spaces. Returns "" if there is none."""
     return " ".join(next(filter(None, groups)) for groups in _QUOTED.findall(prompt))
 
 

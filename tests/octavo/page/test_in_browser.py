@@ -16,6 +16,20 @@ pytestmark = pytest.mark.skipif(
 COUNT = 5
 
 
+def measured() -> dict:
+    """Returns the measures of a comparison over five steps."""
+    steps = [{"smallest": 0.01 * index, "median": 0.02 * index, "largest": 0.03 * index} for index in range(1, 6)]
+    absent = dict.fromkeys(("lpips", "flip", "color_video_vdp", "text_agreement"))
+    return {
+        "psnr": 33.3, "ssim": 0.98, "st_lpips": 0.01, **absent, "output_sqnr": 31.0,
+        "intervals": {"psnr": [31.0, 35.5], "st_lpips": [0.005, 0.02]},
+        "judged": {"float": 3, "quantized": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
+        "step_sqnr": [{"step": index, "sqnr": 30.0} for index in range(1, 6)],
+        "speed": {"float": 2.0, "quantized": 1.0, "ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
+        "memory": {"float": 5e8, "quantized": 4e8}, "size": {"float": 9e6, "quantized": 3e6, "dtype": "float16"},
+    }  # fmt: skip
+
+
 def content() -> dict:
     """Returns the content of a page: a comparison of five prompts, five steps and sixty layers with long names."""
     names = [f"transformer_blocks.{index // 6}.a_rather_long_name_of_a_part.to_{index % 6}" for index in range(60)]
@@ -27,17 +41,8 @@ def content() -> dict:
         }
         for index, name in enumerate(names)
     ]  # fmt: skip
-    totals = {
-        "quantized": 53,
-        "kept_float": 7,
-        "bytes_before": 9e6,
-        "bytes_after": 3e6,
-        "output_sqnr": 30.0,
-        "calls": 9,
-    }
-    steps = [{"smallest": 0.01 * index, "median": 0.02 * index, "largest": 0.03 * index} for index in range(1, 6)]
-    sides = {"float": 2.0, "quantized": 1.0}
-    absent = dict.fromkeys(("lpips", "flip", "color_video_vdp", "text_agreement"))
+    sizes = {"bytes_before": 9e6, "bytes_after": 3e6}
+    totals = {"quantized": 53, "kept_float": 7, "output_sqnr": 30.0, "calls": 9} | sizes
     gate = {"key": "psnr", "option": "--min-psnr", "value": 33.3, "interval": [31.0, 35.5], "bar": 32.0}
     gate |= {"at_most": False, "by": "worst", "measured": True, "passed": False, "settled": False, "more": 9}
     return {
@@ -46,15 +51,7 @@ def content() -> dict:
         "surroundings": {"processor": "P, 2 threads"},
         "settings": {"num_inference_steps": 5, "seed": 0}, "note": "FLIP was not measured.",
         "gates": [gate],
-        "totals": {
-            "psnr": 33.3, "ssim": 0.98, "st_lpips": 0.01, **absent, "output_sqnr": 31.0,
-            "intervals": {"psnr": [31.0, 35.5], "st_lpips": [0.005, 0.02]},
-            "judged": {"float": 3, "quantized": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
-            "step_sqnr": [{"step": index, "sqnr": 30.0} for index in range(1, 6)],
-            "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
-            "memory": {"float": 5e8, "quantized": 4e8},
-            "size": {"float": 9e6, "quantized": 3e6, "dtype": "float16"},
-        },
+        "totals": measured(),
         "prompts": [
             {
                 "prompt": f"prompt {n}", "psnr": 30.0 - n % 2, "ssim": 0.9, "frames": 1, "mean_square": 1.0 + n % 2,
