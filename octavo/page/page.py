@@ -14,6 +14,7 @@ from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
 from ..comparing.perceptual import NAMES
+from ..terminal import size
 from . import figures
 from .words import FILTERS, MEASURES, codes_of, percent, results_of
 
@@ -72,12 +73,14 @@ def _column(index: int, content: Mapping[str, Any]) -> dict[str, Any]:
             figures.layers, [row for row in rows if row["scheme"] and row.get("sqnr") is not None], f"layers{index}"
         ),
     }
+    peak = totals.get("memory", {}).get("quantized")
+    memory = {"peak memory, with all models loaded": size(peak)} if peak else {}
     return {
         "index": index, "content": content, "report": report, "totals": totals, "rows": rows,
         "codes": codes_of(content), "name": Path(content.get("checkpoint", "")).name,
         "figures": {name: svg and Markup(svg) for name, svg in svgs.items()},
         "measured": _measured(report), "notes": _notes(report), "float_layers": _float_layers(rows),
-        "quantized": _worst_first(rows), "results": results_of(content) if totals else {},
+        "quantized": _worst_first(rows), "results": results_of(content) | memory if totals else {},
     }  # fmt: skip
 
 

@@ -41,7 +41,9 @@ def measure_text(key: str, value: float | None) -> str:
         return "not measured"
     if key in ("judged", "text_agreement"):
         return percent(value)
-    return f"{value:.2f} JOD" if key == "color_video_vdp" else f"{value:.4f}"
+    if key == "color_video_vdp":
+        return f"{value:.2f} JOD"
+    return f"{value:.4f}" if value == 0.0 or abs(value) >= 0.001 else f"{value:.1g}"
 
 
 def interval_text(key: str, bounds: Sequence[float | None] | None) -> str:

@@ -182,8 +182,8 @@ def test_several_checkpoints_are_compared_as_each_alone(tiny_model, checkpoint, 
     assert len({row["seed"] for row in rows}) == 4
     assert [part["checkpoint"] for part in done["checkpoints"]] == [str(out) for out in outs]
     for part in done["checkpoints"]:
-        low, high = part["totals"]["intervals"]["psnr"]
-        assert low < part["totals"]["psnr"] < high
+        low, high = part["totals"]["intervals"]["output_sqnr"]
+        assert low < part["totals"]["output_sqnr"] < high
         assert [(gate["key"], gate["passed"], gate["by"]) for gate in part["gates"]] == [("output_sqnr", True, "best")]
     # float and two checkpoints of four pairs, two in the viewer, two in the heat map
     assert file.read_text().count("data:image/png;base64,") == 3 * 4 + 2 + 2
