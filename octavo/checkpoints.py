@@ -111,7 +111,7 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     report = read_report(out)
     only = component or report.get("component")
     choices = matching_origin(out, denoisers(pipe, (only,) if only else ()))
-    runs_on = f"Octavo's quantized layers for {device.type}"
+    runs_on = f"Octavo's {report.get('settings', {}).get('element', 'int8')} layers for {device.type}"
     record, place = format_at(out)
     if record.read is None:
         return _load_model(pipe, place, choices, device)._replace(report=report, runs_on=runs_on)

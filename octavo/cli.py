@@ -252,11 +252,14 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command(
     cls=Command,
     short_help="Draw with the float and the quantized model; write a page.",
-    examples=["octavo compare demo w8a8 --limit 8 -o report.html"],
+    examples=[
+        "octavo compare demo w8a8 --limit 8 -o report.html",
+        "octavo compare /models/sd3 fast best --seeds 2 --preset pictures",
+    ],
     params=[*parameters_of(CompareOptions), *printing()],
 )
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
-    """Draw the same prompts with MODEL (float) and OUT (quantized), and compare them on one page."""
+    """Draw the same prompts with MODEL (float) and each OUT (quantized), and compare them on one page."""
     from .terminal import Terminal, errors
 
     with errors(debug):

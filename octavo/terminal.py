@@ -244,26 +244,35 @@ class Terminal:
         text = list_text(title, columns, rows, console.width) or grid_text(title, columns, rows, console)
         _draw(text)
 
-    def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
+    def progress(
+        self, label: str, items: Iterable[T], total: int | None = None, note: Callable[[], str] = str
+    ) -> Iterator[T]:
         """Yields `items`, and shows under the name `label` how many were yielded, of `total` if it is known: on a
         terminal as a bar on stderr, otherwise as a line on stderr about every 30 seconds. With --json, events on stdout
-        take the place of bar and lines. If several processes run, only the first shows its progress."""
+        take the place of bar and lines. If several processes run, only the first shows its progress. `note`
+        returns a further text to show, "" for none."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
-            yield from self._reports(label, items, total)
+            yield from self._reports(label, items, total, note)
         else:
             from rich.console import Console
             from rich.markup import escape
-            from rich.progress import track
+            from rich.progress import Progress, TextColumn
 
-            console = Console(stderr=True)
-            yield from track(items, escape(printable(label)), total, console=console, transient=True)
+            columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+            with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+                task = bar.add_task(escape(printable(label)), total=total, note="")
+                for item in items:
+                    yield item
+                    bar.update(task, advance=1, note=escape(printable(note())))
 
-    def _report(self, label: str, done: int, total: int | None, left: float | None) -> None:
-        self.event("progress", label=label, done=done, total=total, seconds_left=left if left is None else round(left))
+    def _report(self, label: str, done: int, total: int | None, left: float | None, note: str) -> None:
+        further: dict[str, Any] = {"note": note} if note else {}
+        seconds = left if left is None else round(left)
+        self.event("progress", label=label, done=done, total=total, seconds_left=seconds, **further)
         if not self.as_json:
-            show(line(label, done, total, left), err=True)
+            show(line(label, done, total, left, note), err=True)
 
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:

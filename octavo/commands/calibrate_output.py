@@ -67,7 +67,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
-        group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
+        group_readable=options.group_readable, files={PAGE_FILE: page([{"report": result.report}])},
         max_shard_size=options.max_shard_size, origin=origin,
     )  # fmt: skip
 

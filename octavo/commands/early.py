@@ -14,7 +14,7 @@ _BUNDLED = ("demo", "demo-int8", "digits")  # models that come with Octavo
 _PATHS = {
     "model": ("model directory", "Give a diffusers directory, or demo"),
     "of": ("model directory", "Give the float pipeline with --model"),
-    "checkpoint": ("directory", "Give a directory that octavo calibrate wrote"),
+    "checkpoints": ("directory", "Give a directory that octavo calibrate wrote"),
     "images": ("directory", "Give a directory of pictures"),
     "text_encoder": ("directory", "Give the folder of the text encoder"),
     "prompts": ("prompts file", f"Give a file or one of {', '.join(PROMPT_SETS)}"),
@@ -37,8 +37,9 @@ def check(options: Any) -> None:
     if there is nothing at the path. `options` holds the options of a command."""
     for name, (kind, remedy) in _PATHS.items():
         value = getattr(options, name, None)
-        if value and str(value) not in (*_BUNDLED, *(PROMPT_SETS if name == "prompts" else ())):
-            need(value, kind, remedy)
+        for path in value if isinstance(value, tuple) else (value,):
+            if path and str(path) not in (*_BUNDLED, *(PROMPT_SETS if name == "prompts" else ())):
+                need(path, kind, remedy)
 
 
 def check_calibration(options: Any) -> None:

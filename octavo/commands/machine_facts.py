@@ -22,6 +22,7 @@ EXTRAS = {
     "triton": ("integer layers on NVIDIA GPUs", ("triton",)),
     "onnx": ("the formats onnx and ascend-onnx", ("onnx", "onnxruntime", "onnxscript")),
     "lora": ("--lora", ("peft",)),
+    "metrics": ("more measures of compare", ("stlpips_pytorch", "flip_evaluator", "rapidocr", "onnxruntime")),
     "opensora": ("prompts of Open-Sora", ("ftfy", "bs4", "sentencepiece", "google.protobuf")),
 }
 _MEMORY = Path("/proc/meminfo")  # exists on Linux only

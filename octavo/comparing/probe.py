@@ -1,9 +1,9 @@
 """Observes a float denoiser with hooks while its pipeline runs: the largest inputs of its layers, and the error of the
-quantized denoiser's output for the same inputs."""
+quantized denoisers' outputs for the same inputs."""
 
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,25 +18,25 @@ from octavo.capture.recorder import Clock
 
 from ..checkpoints import Deployed
 
-SAMPLED = 8  # calls of each run that the quantized denoiser computes too; bounds the time and memory of a comparison
+SAMPLED = 8  # calls of each run that a quantized denoiser computes too; bounds the time and memory of a comparison
 
 
 class Probe:
     """Records statistics of a float denoiser with hooks while its pipeline runs.
 
     `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
-    `powers[step]` holds two sums of squares over the calls of a step: of the float denoiser's outputs, and of the
-    differences between these outputs and those of the quantized denoiser for the same arguments. The SQNR follows from
-    both sums.
+    `powers[form][step]` holds two sums of squares over the calls of a step: of the float denoiser's outputs, and of the
+    differences between these outputs and those of one quantized form for the same arguments. The SQNR follows from both
+    sums. `calls` counts the calls of the denoiser in the run inside `recording`.
     """
 
-    def __init__(self, deployed: Deployed) -> None:
-        self.clock = Clock()
+    def __init__(self, deployed: Sequence[Deployed]) -> None:
+        """Takes quantized forms of one float denoiser, each paired with it."""
+        self.clock, self.calls = Clock(), 0
         self.maximum: dict[str, dict[int, float]] = {}
-        self.powers: dict[int, Power] = {}
-        self._model, self._deployed = deployed.module, deployed
-        self._busy = False  # True while the quantized denoiser runs: the hooks record nothing then
-        self._calls = 0  # calls of the denoiser in the run inside `recording`
+        self.powers: list[dict[int, Power]] = [{} for _ in deployed]
+        self._model, self._deployed = deployed[0].module, deployed
+        self._busy = False  # True while a quantized denoiser runs: the hooks record nothing then
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -44,22 +44,23 @@ class Probe:
         once."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
-        roots = self._deployed.roots
+        roots = self._deployed[0].roots
         before = dict.fromkeys(roots, self._begin) | {name: self._range_of(name) for name in layers}
         with hooked(self._model, before, {root: self._compare(root) for root in roots}):
             yield
 
     @contextmanager
-    def sampling(self) -> Iterator[Power]:
+    def sampling(self) -> Iterator[list[Power]]:
         """While the body of `with` runs the pipeline, copies 8 (SAMPLED) of the denoiser's calls, spaced evenly. To
         space them, the number of calls must be known, so `recording` has to be used before, with a body that makes as
         many calls.
 
-        When the body ends, the quantized denoiser computes the copied calls. The yielded Power then gets two sums of
-        squares: of the float outputs, and of the quantized denoiser's errors. So only the copying adds to the time of
-        the body.
+        When the body ends, the quantized denoisers compute the copied calls. The yielded powers, one for each quantized
+        form, then get two sums of squares: of the float outputs, and of the quantized denoiser's errors. So only the
+        copying adds to the time of the body.
         """
-        power, samples, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
+        powers = [Power() for _ in self._deployed]
+        samples, chosen, count = [], set(evenly_spaced(self.calls, SAMPLED)), itertools.count()
 
         def sampler(root: str) -> Any:
             def sample(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -69,12 +70,13 @@ class Probe:
 
             return sample
 
-        with hooked(self._model, after={root: sampler(root) for root in self._deployed.roots}):
-            yield power
-        with torch.no_grad(), self._deployed.installed() as integers:
-            for root, call in samples:
-                args, kwargs, exact = copied_to(call, device_of(self._model))
-                _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
+        with hooked(self._model, after={root: sampler(root) for root in self._deployed[0].roots}):
+            yield powers
+        for power, deployed in zip(powers, self._deployed, strict=True):
+            with torch.no_grad(), deployed.installed() as integers:
+                for root, call in samples:
+                    args, kwargs, exact = copied_to(call, device_of(self._model))
+                    _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
         """Returns the largest inputs of all layers in all steps as a table for the heat map, a dict of three lists.
@@ -103,8 +105,8 @@ class Probe:
         return record
 
     def _compare(self, root: str) -> Any:
-        """Returns a hook that runs after each call of a float denoiser. The hook calls the quantized denoiser with the
-        same arguments, and adds the squares of the output and of the error to `powers`. `root` is the name of the
+        """Returns a hook that runs after each call of a float denoiser. The hook calls the quantized denoisers with the
+        same arguments, and adds the squares of the output and of each error to `powers`. `root` is the name of the
         denoiser in the container of all float denoisers, "" if there is only one denoiser and so no container."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -112,12 +114,13 @@ class Probe:
                 return
             self._busy = True
             try:
-                with torch.no_grad(), self._deployed.installed() as integers:
-                    other = integers.get_submodule(root)(*args, **kwargs)
+                for power, deployed in zip(self.powers, self._deployed, strict=True):
+                    with torch.no_grad(), deployed.installed() as integers:
+                        other = integers.get_submodule(root)(*args, **kwargs)
+                    _add(power.setdefault(self.clock.step, Power()), tensors_in(output), other)
             finally:
                 self._busy = False
-            self._calls += 1
-            _add(self.powers.setdefault(self.clock.step, Power()), tensors_in(output), other)
+            self.calls += 1
 
         return compare
 

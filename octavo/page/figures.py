@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
@@ -68,10 +69,10 @@ def _locator(low: float, high: float) -> Locator:
     return locator if len(fitting) > 1 else MaxNLocator(4)
 
 
-def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
+def trajectory(steps: Sequence[Mapping[str, float]], name: str = "trajectory") -> str:
     """Draws the relative error of the latents after each denoising step: the median over prompts as a line, the
     interval from the smallest to the largest error as a band. Each of `steps` has the three errors of a step, under the
-    keys `median`, `smallest` and `largest`."""
+    keys `median`, `smallest` and `largest`. `name` begins the ids of the figure."""
     with _drawing(2.5) as (figure, axes):
         numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
@@ -85,33 +86,72 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
         _count_from_one(axes, len(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("error of the latents")
-        return _svg(figure, "trajectory", f"Relative error of the latents over {len(steps)} denoising steps")
+        return _svg(figure, name, f"Relative error of the latents over {len(steps)} denoising steps")
 
 
-def by_step(values: Sequence[Mapping[str, Any]]) -> str:
+def by_step(values: Sequence[Mapping[str, Any]], name: str = "steps") -> str:
     """Draws the SQNR of the quantized denoiser's output in each denoising step, measured on the inputs that the float
-    denoiser got in this step. Each of `values` has a `step` and its `sqnr` in dB."""
+    denoiser got in this step. Each of `values` has a `step` and its `sqnr` in dB. `name` begins the ids of the
+    figure."""
     with _drawing(2.5) as (figure, axes):
         steps = [row["step"] for row in values]
         axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)
         _count_from_one(axes, max(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("output SQNR, dB")
-        return _svg(figure, "steps", f"Output SQNR over {len(values)} denoising steps")
+        return _svg(figure, name, f"Output SQNR over {len(values)} denoising steps")
 
 
-def layers(rows: Sequence[Mapping[str, Any]]) -> str:
+def layers(rows: Sequence[Mapping[str, Any]], name: str = "layers") -> str:
     """Draws the SQNR of each quantized layer in the order of `rows`, the layers of report.json, and draws the three
-    lowest in another colour."""
-    sqnrs = [row["sqnr"] for row in rows if row.get("sqnr") is not None]
+    lowest in another colour. Each point is a link to the element with the id NAME-row-NUMBER, where NUMBER is the key
+    `number` of the row, and has the layer's name as its tooltip."""
+    sqnrs = [row["sqnr"] for row in rows]
     with _drawing(2.6) as (figure, axes):
         worst = sorted(range(len(sqnrs)), key=lambda index: (sqnrs[index], index))[:3]
-        axes.scatter(range(1, len(sqnrs) + 1), sqnrs, s=16, color=SERIES, linewidths=0)
-        axes.scatter([i + 1 for i in worst], [sqnrs[i] for i in worst], s=26, color=MARK, linewidths=0)
+        rest = [index for index in range(len(sqnrs)) if index not in worst]
+        for points, area, colour in ((rest, 16, SERIES), (worst, 26, MARK)):
+            dots = axes.scatter([i + 1 for i in points], [sqnrs[i] for i in points], s=area, color=colour, linewidths=0)
+            dots.set_urls([f"#row-{rows[i]['number']}" for i in points])
         _count_from_one(axes, len(sqnrs))
         axes.set_xlabel("quantized layer, from input to output")
         axes.set_ylabel("SQNR, dB")
-        return _svg(figure, "layers", f"SQNR of {len(sqnrs)} layers, from {min(sqnrs)} to {max(sqnrs)} dB")
+        text = _svg(figure, name, f"SQNR of {len(sqnrs)} layers, from {min(sqnrs)} to {max(sqnrs)} dB")
+    titles = {row["number"]: f"{row['name']}: {row['sqnr']:.1f} dB" for row in rows}
+    # the table below lists the same layers, so the keyboard does not stop at every point
+    return re.sub(
+        rf'<a xlink:href="(#{name}-row-(\d+))"[^>]*>',
+        lambda match: f'<a href="{match[1]}" tabindex="-1"><title>{escape(titles[int(match[2])])}</title>', text,
+    )  # fmt: skip
+
+
+def front(
+    values: Sequence[float],
+    errors: Sequence[float],
+    bounds: Sequence[Sequence[float]],
+    labels: tuple[str, str],
+    name: str,
+) -> str:
+    """Draws the error of each checkpoint against a cost, such as its size, and joins the checkpoints that no other
+    beats in both (Pareto front).
+
+    `values` are the costs, `errors` the errors, `bounds` the two bounds of each error's interval ([] without one), and
+    `labels` the names of both axes. The points are numbered from 1. `name` begins the ids of the figure.
+    """
+    with _drawing(2.6) as (figure, axes):
+        points = sorted(zip(values, errors, strict=True))
+        best = [point for i, point in enumerate(points) if all(point[1] < other[1] for other in points[:i])]
+        axes.plot([x for x, _ in best], [y for _, y in best], color=LINE, zorder=1)
+        for number, (x, y, ends) in enumerate(zip(values, errors, bounds, strict=True), 1):
+            if ends:
+                axes.plot([x, x], [min(ends), max(ends)], color=SERIES, linewidth=1, alpha=0.6)
+            axes.scatter([x], [y], s=26, color=SERIES if (x, y) in best else MARK, linewidths=0, zorder=2)
+            axes.annotate(str(number), (x, y), xytext=(6, 3), textcoords="offset points")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.15)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        return _svg(figure, name, f"{labels[1]} against {labels[0]} of {len(values)} checkpoints")
 
 
 def heat(ranges: Mapping[str, Any]) -> str:

@@ -15,8 +15,10 @@ from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
+from ..comparing.perceptual import NAMES
+from ..terminal import size
 from . import figures
-from .words import FILTERS, codes_of, percent
+from .words import FILTERS, MEASURES, codes_of, percent, results_of
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -25,33 +27,113 @@ _ENVIRONMENT = jinja2.Environment(
 _ENVIRONMENT.filters.update(FILTERS)
 
 
-def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> bytes:
-    """Returns the page as the bytes of an HTML file; the same content gives the same bytes.
+_HINTS = {
+    "ssim": "1 means identical pictures",
+    "lpips": "0 means identical pictures",
+    "st_lpips": "shift-tolerant LPIPS; 0 means identical pictures",
+    "flip": "0 means identical pictures, 1 the largest difference",
+    "color_video_vdp": "10 means identical videos",
+    "text_agreement": "of the texts that are read in both pictures, for prompts that ask for text",
+}
 
-    For the page of a calibration, `content` is {"report": report}, where `report` is the content of report.json. For
-    the page of a comparison, `content` comes from `commands.compare.content_of`. `pictures` then has the float and the
-    int8 picture of each prompt, uint8 (frames, height, width, 3); the page shows the first frame. Seconds and memory of
-    a calibration are not on the page, so two calibrations from the same calls have the same page.
+
+def page(contents: Sequence[Mapping[str, Any]], pictures: Sequence[Sequence[np.ndarray]] = ()) -> bytes:
+    """Returns the page as the bytes of an HTML file; the same contents give the same bytes.
+
+    For the page of a calibration, `contents` is [{"report": report}], where `report` is the content of report.json. For
+    the page of a comparison, `contents` comes from `commands.compare_output.contents_of`, one for each checkpoint.
+    `pictures` then has for each pair the float picture and that of each checkpoint, uint8 (frames, height, width, 3);
+    the page shows the first frame. Seconds and memory of a calibration are not on the page, so two calibrations from
+    the same calls have the same page.
     """
-    report = content["report"]
-    rows = report.get("layers", [])
-    totals = content.get("totals", {})
-    heat, by_step = content.get("ranges", {}), totals.get("step_sqnr", [])
-    svgs = {
-        "trajectory": figures.figure_or_none(figures.trajectory, totals.get("latent_error")),
-        "steps": figures.figure_or_none(figures.by_step, [row for row in by_step if row["sqnr"] is not None]),
-        "layers": figures.figure_or_none(figures.layers, [row for row in rows if row.get("sqnr") is not None]),
-        "heat": figures.figure_or_none(figures.heat, heat if _has_values(heat) else None),
-    }
-    urls = [tuple(_data_url(video[0]) for video in pair) for pair in pictures]
-    embedded = {name: svg and Markup(svg) for name, svg in svgs.items()}
+    first, heat = contents[0], contents[0].get("ranges", {})
+    prompts = [content.get("prompts", []) for content in contents]
+    pairs = [
+        {"index": index, "rows": rows, "pictures": [_data_url(video[0]) for video in videos]}
+        for index, (rows, videos) in enumerate(zip(zip(*prompts, strict=True), pictures, strict=True))
+    ]
+    svg = figures.figure_or_none(figures.heat, heat if _has_values(heat) else None)
     text = _ENVIRONMENT.get_template("template.html.j2").render(
-        content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=urls,
-        figures=embedded, measured=_measured(report), notes=_notes(report), float_layers=_float_layers(rows),
-        codes=codes_of(content), quantized=_worst_first(rows),
+        content=first, columns=[_column(index, content) for index, content in enumerate(contents)],
+        pairs=sorted(pairs, key=_badness, reverse=True), heat=svg and Markup(svg), fronts=_fronts(contents),
+        names={"ssim": "SSIM", **NAMES}, hints=_HINTS, interval_note=_interval_note(pairs),
         pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
+
+
+def _column(index: int, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the page shows of checkpoint `index` alone, whose result is `content`."""
+    report, totals = content["report"], content.get("totals", {})
+    rows = [{"number": number, **row} for number, row in enumerate(report.get("layers", []))]
+    svgs: dict[str, str | None] = {
+        "trajectory": figures.figure_or_none(figures.trajectory, totals.get("latent_error"), f"trajectory{index}"),
+        "steps": figures.figure_or_none(
+            figures.by_step, [row for row in totals.get("step_sqnr", []) if row["sqnr"] is not None], f"steps{index}"
+        ),
+        "layers": figures.figure_or_none(
+            figures.layers, [row for row in rows if row["scheme"] and row.get("sqnr") is not None], f"layers{index}"
+        ),
+    }
+    peak = totals.get("memory", {}).get("quantized")
+    memory = {"peak memory, with all models loaded": size(peak)} if peak else {}
+    return {
+        "index": index, "content": content, "report": report, "totals": totals, "rows": rows,
+        "codes": codes_of(content), "name": Path(content.get("checkpoint", "")).name,
+        "figures": {name: svg and Markup(svg) for name, svg in svgs.items()},
+        "measured": _measured(report), "notes": _notes(report), "float_layers": _float_layers(rows),
+        "quantized": _worst_first(rows), "results": results_of(content) | memory if totals else {},
+    }  # fmt: skip
+
+
+def _interval_note(pairs: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how the 95 % intervals were estimated, or why there are none."""
+    if len(pairs) < 2:
+        return "One pair gives no 95 % intervals. Draw more with --limit or --seeds."
+    prompts = len({pair["rows"][0]["prompt"] for pair in pairs})
+    unit = (
+        f"{prompts} prompts" if prompts > 1 else f"{len(pairs)} seeds of one prompt, so they say nothing about others"
+    )
+    return (
+        f"The 95 % intervals say how far a measure may be off with other prompts and seeds: a bootstrap over {unit}, "
+        "or for a share of pictures the score interval of Wilson. With fewer than about five prompts they are too "
+        "narrow."
+    )
+
+
+def _badness(pair: Mapping[str, Any]) -> float:
+    """Returns the largest error among the pictures of a pair, by which the worst pairs come first on the page."""
+    return max(row["mean_square"] for row in pair["rows"])
+
+
+def _fronts(contents: Sequence[Mapping[str, Any]]) -> list[tuple[Markup, str]]:
+    """Returns the figures of error against size and against time, with their captions; [] for a single checkpoint."""
+    if len(contents) < 2:
+        return []
+    totals = [content["totals"] for content in contents]
+    key = next((key for key in ("lpips", "st_lpips") if all(total[key] is not None for total in totals)), "psnr")
+    errors = [_error(total[key], key) for total in totals]
+    bounds = [[_error(b, key) for b in total["intervals"][key] or ()] for total in totals]
+    name = MEASURES[key] if key != "psnr" else "error of the pixels, % of white"
+    mebi = [total["size"]["quantized"] / 2**20 for total in totals]
+    seconds = [total["speed"]["quantized"] for total in totals]
+    axes = (("size", "size of the denoiser, MiB", mebi), ("time", "seconds per picture", seconds))
+    return [
+        (
+            Markup(figures.front(values, errors, bounds, (label, name), f"front-{kind}")),
+            f"Error against {kind}. A checkpoint below and to the left of another is better; the line joins those that "
+            "no other beats. Bars: 95 % intervals.",
+        )
+        for kind, label, values in axes
+    ]
+
+
+def _error(value: float | None, key: str) -> float:
+    """Returns a measure as an error, 0 for equal pictures: a PSNR as the root of the mean squared difference of the
+    pixels, in percent of 255."""
+    if key != "psnr":
+        return value or 0.0
+    return 0.0 if value is None else 100.0 * 10.0 ** (-value / 20.0)
 
 
 def _measured(report: Mapping[str, Any]) -> str:

@@ -1,11 +1,22 @@
 """Writes numbers and findings as texts for people, on the page and on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from ..terminal import size
+from ..comparing.gates import value_of
+from ..comparing.perceptual import NAMES
+from ..terminal import count_of, size
+
+# key in the totals of a comparison -> name of the measure
+MEASURES = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    **NAMES,
+    "judged": "share of pictures that show the prompt",
+    "output_sqnr": "SQNR",
+}
 
 
 def decibels(value: float | None) -> str:
@@ -18,6 +29,51 @@ def percent(value: float) -> str:
     """Returns a fraction as a percentage: 12 % for 0.12, 1.2 % for 0.012, 0.034 % for 0.00034."""
     number = 100 * value
     return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
+
+
+def measure_text(key: str, value: float | None) -> str:
+    """Returns the value of the measure `key`, a key of MEASURES, with its unit: 36.3 dB for a PSNR, 9.61 JOD for
+    ColorVideoVDP, 97 % for a share of pictures. A PSNR or SQNR of None stands for equal outputs; any other measure of
+    None was not measured."""
+    if key in ("psnr", "output_sqnr"):
+        return decibels(value)
+    if value is None:
+        return "not measured"
+    if key in ("judged", "text_agreement"):
+        return percent(value)
+    if key == "color_video_vdp":
+        return f"{value:.2f} JOD"
+    return f"{value:.4f}" if value == 0.0 or abs(value) >= 0.001 else f"{value:.1g}"
+
+
+def interval_text(key: str, bounds: Sequence[float | None] | None) -> str:
+    """Returns the 95 % interval of the measure `key` as a text, such as "34.1 to 38.0 dB", or "" without one."""
+    if bounds is None:
+        return ""
+    low, high = (measure_text(key, bound) for bound in bounds)
+    unit = high.rpartition(" ")[2]
+    return f"{low.removesuffix(f' {unit}')} to {high}"
+
+
+def result_text(totals: Mapping[str, Any], key: str) -> str:
+    """Returns a measure in the totals of a comparison with its 95 % interval, such as "36.3 dB (34.1 to 38.0 dB)"."""
+    bounds = interval_text(key, totals["intervals"].get(key))
+    return measure_text(key, value_of(totals, key)) + (f" ({bounds})" if bounds else "")
+
+
+def gate_text(gate: Mapping[str, Any]) -> str:
+    """Returns the result of a gate (`comparing.gates.judged_gates`) in words: the measure, its interval, the limit, and
+    about how many more pairs would settle the gate, if the interval does not."""
+    key, bounds = gate["key"], interval_text(gate["key"], gate["interval"])
+    name = MEASURES[key]
+    if not gate["measured"]:
+        return f"{name} was not measured ({gate['option']})"
+    around = f" (95 % interval {bounds})" if bounds else " (one pair, so there is no interval)"
+    decider = {"worst": "the worst bound", "best": "the best bound"}.get(gate["by"], "the estimate")
+    limit = f"{'at most' if gate['at_most'] else 'at least'} {measure_text(key, gate['bar'])}"
+    text = f"{name} is {measure_text(key, gate['value'])}{around}, limit {limit} by {decider}"
+    more = gate["more"]
+    return f"{text}; about {count_of(more, 'more pair')} would settle it (estimate)" if more else text
 
 
 def speed_text(ratio: float) -> str:
@@ -54,8 +110,9 @@ def codes_of(content: Mapping[str, Any]) -> str:
 
 
 def verdict(content: Mapping[str, Any]) -> str:
-    """Returns the result of a comparison, given what its page shows (`content`), in a few sentences: how similar the
-    pictures are, size and speed of the quantized denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
+    """Returns the result of a comparison, given what its page shows of one checkpoint (`content`), in a few sentences:
+    how similar the pictures are, size and speed of the quantized denoiser, and whether a limit, such as --min-psnr, was
+    missed."""
     totals, noun, codes = content["totals"], "pictures" if content["decoded"] else "latents", codes_of(content)
     psnr, judged, speed = totals["psnr"], totals["judged"], totals["speed"]
     if psnr is None:
@@ -64,15 +121,41 @@ def verdict(content: Mapping[str, Any]) -> str:
         closeness = next(words for bar, words in _CLOSENESS if psnr >= bar)
         result = f"The {codes} {noun} {closeness} (PSNR {decibels(psnr)})"
     if judged:
-        result += f"; {judged['int8']} of {judged['of']} show what the prompt describes (float: {judged['float']})"
-    ratio = size_text(totals["size"]["float"] / totals["size"]["int8"])
+        result += f"; {judged['quantized']} of {judged['of']} show what the prompt describes (float: {judged['float']})"
+    ratio = size_text(totals["size"]["float"] / totals["size"]["quantized"])
     result += f". The {codes} denoiser is {ratio} and {speed_text(speed['ratio'])} on this machine."
-    missed = [gate["name"] for gate in content["gates"] if not gate["passed"]]
+    missed = [MEASURES[gate["key"]] for gate in content["gates"] if not gate["passed"]]
     if missed:
         return f"Missed the limit for {' and '.join(missed)}. {result}"
     if content["gates"]:
         return f"Passed all limits. {result}"
-    return f"{result} No limit was set (--min-psnr, --min-sqnr)."
+    return f"{result} No limit was set (--preset, --min-psnr)."
+
+
+def results_of(content: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the table of one checkpoint: a dict from the label of a measure to its value, for the terminal and for
+    the page of several checkpoints. `content` is what the page shows of the checkpoint."""
+    totals, codes = content["totals"], codes_of(content)
+    speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
+    names = {"psnr": "PSNR", "ssim": "SSIM", **NAMES}
+    rows = {
+        f"{name} of the pictures": result_text(totals, key)
+        for key, name in names.items()
+        if key == "psnr" or totals[key] is not None
+    }
+    if judged:
+        rows["pictures that show the prompt, float"] = f"{judged['float']} of {judged['of']}"
+        bounds = interval_text("judged", totals["intervals"].get("judged"))
+        found = f"{judged['quantized']} of {judged['of']}"
+        rows["pictures that show the prompt, quantized"] = f"{found} ({bounds})" if bounds else found
+    rows["SQNR of the denoiser's output"] = result_text(totals, "output_sqnr")
+    if totals["latent_error"]:
+        rows["relative error of the final latents"] = percent(totals["latent_error"][-1]["median"])
+    sizes = f"{size(bytes_['float'])} to {size(bytes_['quantized'])}"
+    rows["size of the denoiser"] = f"{sizes} ({bytes_['dtype']} to {codes})"
+    seconds = f"{speed['float']:.2f} float, {speed['quantized']:.2f} {codes}"
+    rows["seconds per picture"] = f"{seconds} ({speed_text(speed['ratio'])})"
+    return rows
 
 
 def number(value: float) -> str:
@@ -111,5 +194,6 @@ def breakable(name: str) -> Markup:
 FILTERS = {
     "decibels": decibels, "percent": percent, "size_text": size_text, "speed_text": speed_text, "verdict": verdict,
     "number": number, "extent": extent, "shape": shape, "size": size, "setting_text": setting_text,
-    "breakable": breakable,
+    "breakable": breakable, "measure_text": measure_text, "interval_text": interval_text, "result_text": result_text,
+    "gate_text": gate_text,
 }  # fmt: skip

@@ -52,6 +52,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.argument_values": RUNS,
     "octavo.checkpoints": (GENERATE,),
     "octavo.comparing.comparison": (COMPARE,),
+    "octavo.commands.compare_options": (COMPARE,),
     "octavo.terminal": (CAPTURE, CALIBRATE, CNN, "inspect", GENERATE, COMPARE, "convert-pth"),
     "octavo.commands.calibrate": (CAPTURE, CALIBRATE, CNN),
     "octavo.commands.calibrate_blockwise": (CALIBRATE,),

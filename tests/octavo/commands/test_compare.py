@@ -17,7 +17,9 @@ from octavo.capture.recorder import Memory, Recorder
 from octavo.checkpoints import Deployed, load_deployed
 from octavo.comparing.comparison import Comparison
 from octavo.comparing.machine import surroundings
+from octavo.comparing.perceptual import can_measure_lpips
 from octavo.comparing.probe import SAMPLED
+from octavo.comparing.side import sizes
 from octavo.page import page
 from octavo.pipelines.load import load_pipeline
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt
@@ -46,7 +48,7 @@ def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
     """Compares the float and the quantized model on one prompt; without `layers`, the float model with itself."""
     pipe = load_pipeline(tiny_model)
     deployed = load_deployed(pipe, out, None, CPU) if layers else Deployed.itself(pipe, "transformer")
-    comparison = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
+    comparison = Comparison(pipe, [deployed], call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
     comparison.probe_denoiser("a red circle")
     comparison.compare("a red circle")
     return comparison
@@ -70,7 +72,7 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     assert "<blue>" not in text
     done, report = events["done"], json.loads((quantized / "report.json").read_text())
     assert done["totals"]["output_sqnr"] == pytest.approx(report["totals"]["output_sqnr"], abs=5)
-    assert done["totals"]["size"]["int8"] < done["totals"]["size"]["float"]
+    assert done["totals"]["size"]["quantized"] < done["totals"]["size"]["float"]
     assert events["layers"]["layers"] == report["layers"]
     assert all(row["name"].replace(".", ".<wbr>") in text for row in report["layers"] if row["scheme"] is None)
     assert events["ranges"]["steps"] == [1, 2, 3]
@@ -85,49 +87,48 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
 def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, quantized):
     pipe = load_pipeline(tiny_model)
     deployed, run = load_deployed(pipe, quantized, None, CPU), call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16))
-    whole, half = (Comparison(pipe, deployed, run, 0, dtype).sizes for dtype in (None, torch.float16))
+    whole, half = (Comparison(pipe, [deployed], run, 0, dtype).sides[0].sizes for dtype in (None, torch.float16))
     assert (
         whole["float"]
         == 2 * half["float"]
         == sum(4 * tensor.numel() for tensor in pipe.transformer.state_dict().values())
     )
-    assert half["int8"] < whole["int8"] < whole["float"]
+    assert half["quantized"] < whole["quantized"] < whole["float"]
 
 
 def test_a_code_in_fp8_counts_with_one_byte_as_in_int8(tiny_model, checkpoint):
     pipe, bytes_ = load_pipeline(tiny_model), {}
-    run = call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16))
     for element in ("int8", "fp8"):
         out = checkpoint("--format", "diffusers", "--accuracy", "plain", "--element", element)
         deployed = load_deployed(pipe, out, None, CPU)
-        bytes_[element] = Comparison(pipe, deployed, run, 0, torch.float16).sizes["int8"]
+        bytes_[element] = sizes(deployed, torch.float16)["quantized"]
     assert bytes_["fp8"] <= bytes_["int8"]  # which also stores zero points and corrections
 
 
 def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
     comparison = compared(tiny_model, quantized, layers=False)
-    totals, row = comparison.totals(), comparison.pairs[0].row
+    totals, row = comparison.totals(), comparison.sides[0].pairs[0].row
     assert (totals["psnr"], totals["output_sqnr"], totals["output_same"]) == (None, None, True)
     assert row["latent_error"] == [0.0] * 3
     assert row["mean_square"] == 0.0
-    assert totals["size"]["int8"] == totals["size"]["float"]
+    assert totals["size"]["quantized"] == totals["size"]["float"]
 
 
 def test_the_same_content_makes_the_same_page(tiny_model, quantized):
     comparison = compared(tiny_model, quantized)
-    pictures = [(pair.exact, pair.other) for pair in comparison.pairs]
+    pictures = [(pair.exact, pair.other) for pair in comparison.sides[0].pairs]
     content = {
-        "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
+        "note": "", "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
         "prompts_source": "s", "settings": {}, "decoded": True, "totals": comparison.totals(), "gates": [],
-        "prompts": [pair.row for pair in comparison.pairs], "ranges": comparison.probe.heat(),
-        "report": comparison.deployed.report, "surroundings": surroundings(CPU, comparison.dtype),
+        "prompts": [pair.row for pair in comparison.sides[0].pairs], "ranges": comparison.probe.heat(),
+        "report": comparison.sides[0].deployed.report, "surroundings": surroundings(CPU, comparison.dtype),
     }  # fmt: skip
-    assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
+    assert page([content], pictures) == page([json.loads(json.dumps(content))], pictures)
 
 
 def test_the_probe_reads_the_inputs_that_run_and_leaves_no_hook(tiny_model, quantized):
     comparison = compared(tiny_model, quantized)
-    model = comparison.deployed.module
+    model = comparison.sides[0].deployed.module
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     memory, maxima = Memory(), {}
     with Recorder(model, memory, clock=comparison.probe.clock.__class__()) as recorder:
@@ -150,7 +151,7 @@ def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
     prompts, power = ("a red circle", "a small blue ring", ""), Power()
     pipe = load_pipeline(tiny_model)
     deployed = load_deployed(pipe, quantized, None, CPU)
-    comparison = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
+    comparison = Comparison(pipe, [deployed], call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
     comparison.probe_denoiser(prompts[0])
     for prompt in prompts:
         comparison.compare(prompt)
@@ -163,7 +164,7 @@ def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
                 exact = deployed.module(**call.kwargs)[0]
                 with deployed.installed() as integers:
                     power.add(exact, integers(**call.kwargs)[0])
-    rows = [pair.row["output_sqnr"] for pair in comparison.pairs]
+    rows = [pair.row["output_sqnr"] for pair in comparison.sides[0].pairs]
     assert len(set(rows)) == 3
     assert comparison.totals()["output_sqnr"] == pytest.approx(power.sqnr, rel=1e-6)
     assert min(rows) < comparison.totals()["output_sqnr"] < max(rows)
@@ -178,7 +179,38 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
     output = octavo("compare", tiny_model, quantized, *options, *gate, code=code)
     assert len(errors(output)) == code
     assert ("Missed: " in file.read_text()) == bool(code)
-    assert ("below 99.0 dB" in output) == bool(code)
+    assert ("limit at least 99.0 dB" in output) == bool(code)
+
+
+def test_several_checkpoints_are_compared_as_each_alone(tiny_model, checkpoint, quantized, prompts, tmp_path):
+    outs, file = (quantized, checkpoint("--activations", "timestep")), tmp_path / "report.html"
+    command = ("compare", tiny_model, *outs, "--prompts", prompts, "--seeds", 2, *SMALL, "-o", file, "--json")
+    output = octavo(*command, "--min-sqnr", 5, "--gate-by", "best")
+    rows = [json.loads(line) for line in output.splitlines() if '"event": "prompt"' in line]
+    done = lines(output)["done"]
+    assert [row["checkpoint"] for row in rows] == [str(out) for out in outs] * 4
+    assert len({row["seed"] for row in rows}) == 4
+    assert [part["checkpoint"] for part in done["checkpoints"]] == [str(out) for out in outs]
+    for part in done["checkpoints"]:
+        low, high = part["totals"]["intervals"]["output_sqnr"]
+        assert low < part["totals"]["output_sqnr"] < high
+        assert [(gate["key"], gate["passed"], gate["by"]) for gate in part["gates"]] == [("output_sqnr", True, "best")]
+    # float and two checkpoints of four pairs, two in the viewer, two in the heat map
+    assert file.read_text().count("data:image/png;base64,") == 3 * 4 + 2 + 2
+    alone = compared(tiny_model, outs[1]).totals()
+    pipe = load_pipeline(tiny_model)
+    deployed = [load_deployed(pipe, out, None, CPU) for out in outs]
+    both = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
+    both.probe_denoiser("a red circle")
+    both.compare("a red circle")
+    for key in ("psnr", "ssim", "output_sqnr", "latent_error", "step_sqnr"):
+        assert both.totals(1)[key] == alone[key] != both.totals(0)[key]
+
+
+def test_the_page_of_one_pair_says_that_there_is_no_interval(tiny_model, quantized):
+    comparison = compared(tiny_model, quantized)
+    assert set(comparison.totals()["intervals"].values()) == {None}
+    assert comparison.sides[0].samples == 1
 
 
 def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, checkpoint, prompts, tmp_path):
@@ -202,7 +234,7 @@ def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, checkpoi
     layers, view = by[quantized], by[tmp_path / "view"]
     assert view["output_sqnr"] == pytest.approx(layers["output_sqnr"], abs=1)
     assert view["size"]["float"] == layers["size"]["float"]
-    assert view["size"]["int8"] < view["size"]["float"]
+    assert view["size"]["quantized"] < view["size"]["float"]
     pipe = load_pipeline(tiny_model)
     with torch.no_grad():
         for parameter in pipe.transformer.parameters():
@@ -231,8 +263,11 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quan
         (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
         (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
         (tiny_model, tmp_path / "report.html", 2, "is a pipeline without a quantized model. Give MODEL first"),
+        ((quantized, quantized), tmp_path / "report.html", 2, "a checkpoint is given twice"),
+        ((quantized, "--min-judged", 0.5), tmp_path / "report.html", 2, "only prompts of the bundled model demo"),
+        *([] if can_measure_lpips() else [((quantized, "--preset", "videos"), tmp_path / "r.html", 2, "pip install")]),
     ):
-        output = octavo("compare", model, out, *common, "-o", file, code=code)
+        output = octavo("compare", model, *(out if isinstance(out, tuple) else (out,)), *common, "-o", file, code=code)
         assert words in output
         assert len(errors(output)) == 1
     assert not (tmp_path / "report.html").exists()
@@ -269,8 +304,8 @@ def test_the_bundled_model_is_judged(tmp_path):
     output = octavo("compare", "demo", "demo-int8", "--limit", 2, "--steps", 6, "-o", tmp_path / "r.html", "--json")
     judged = lines(output)["done"]["totals"]["judged"]
     assert judged["of"] == 2
-    assert 0 <= judged["int8"] <= 2
-    assert f"{judged['int8']} of 2" in (tmp_path / "r.html").read_text()
+    assert 0 <= judged["quantized"] <= 2
+    assert f"{judged['quantized']} of 2" in (tmp_path / "r.html").read_text()
 
 
 def test_the_page_of_a_calibration_has_no_pictures_and_no_times(quantized):
@@ -278,4 +313,4 @@ def test_the_page_of_a_calibration_has_no_pictures_and_no_times(quantized):
     assert "<img" not in text
     assert 'aria-label="SQNR of' in text
     report = json.loads((quantized / "report.json").read_text())
-    assert page({"report": report | {"seconds": {}, "peak_memory": 1}}).decode() == text
+    assert page([{"report": report | {"seconds": {}, "peak_memory": 1}}]).decode() == text

@@ -1,4 +1,4 @@
-"""Checks PSNR, SSIM and LPIPS, and how outputs of pipelines become pixels."""
+"""Checks PSNR and SSIM, and how outputs of pipelines become pixels."""
 
 import math
 
@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from octavo.comparing.image_metrics import as_pixels, mean_square, output_of, png, psnr, ssim
-from octavo.comparing.lpips import Lpips
 
 
 def picture(*shape: int, seed: int = 0) -> np.ndarray:
@@ -80,13 +79,6 @@ def test_pictures_and_videos_keep_their_values():
         arrays, _ = as_pixels(output_of((output,)), output_of((output,)), decoded=True)
         assert all(np.array_equal(frame, frames) for frame in arrays)
     assert png(frames) == png(frames.copy())
-
-
-def test_without_weights_lpips_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    lpips = Lpips.find()
-    assert "alexnet" in lpips.note
-    assert lpips.distance(picture(64, 64), picture(64, 64)) is None
 
 
 @pytest.mark.parametrize("kind", ["arrays", "pictures", "videos", "latents"])

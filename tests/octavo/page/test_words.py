@@ -22,10 +22,10 @@ def test_a_ratio_is_said_as_what_it_means(ratio, words):
 
 def content(psnr: float | None, passed: list[bool]) -> dict:
     totals = {
-        "psnr": psnr, "judged": {"float": 3, "int8": 2, "of": 4}, "speed": {"ratio": 0.5},
-        "size": {"float": 4, "int8": 2},
+        "psnr": psnr, "judged": {"float": 3, "quantized": 2, "of": 4}, "speed": {"ratio": 0.5},
+        "size": {"float": 4, "quantized": 2},
     }  # fmt: skip
-    gates = [{"name": name, "passed": flag} for name, flag in zip(("PSNR", "SQNR"), passed, strict=False)]
+    gates = [{"key": key, "passed": flag} for key, flag in zip(("psnr", "output_sqnr"), passed, strict=False)]
     return {"totals": totals, "decoded": True, "gates": gates}
 
 
