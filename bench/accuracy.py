@@ -25,6 +25,7 @@ from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.replay.calls import evaluating, run
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.resources import peak_memory
+from octavo.calibrate.runtime import optimized
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.demo.judge import score
@@ -161,7 +162,7 @@ def main() -> None:
         ratio = statistics.median(errors[layer] / start[layer] for layer in errors if layer in start)
         cells += [f"{ratio:.2f} x", f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
         cells.append(size(result.report["totals"]["bytes_after"]))
-        with quantized(model, result.layers):
+        with quantized(model, {name: optimized(layer) for name, layer in result.layers.items()}):
             right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
         print(f"| {name} | {' | '.join(cells)} | {f'{right:.1%}' if scenes else ''} |", flush=True)
 
