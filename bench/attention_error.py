@@ -1,6 +1,6 @@
 """Measures what attention in integers costs in accuracy on the bundled pipeline, with or without added outliers.
 
-    python -m bench.attention_error [--outliers] [--recipes fast balanced] [--prompts 8] [--held 4] [--pictures 200]
+    python -m bench.attention_error [--outliers] [--rows float fast balanced] [--prompts 8] [--held 4] [--pictures 200]
 
 Each row has the SQNR in dB of the transformer's output over all calls of held-out prompts, against the float model with
 torch's attention, and the share of pictures that show what the prompt says. Both are measured twice: with torch's
@@ -16,6 +16,7 @@ from torch import nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.runtime import optimized
 from octavo.calibrate.runtime.operators import attend
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.pipelines.demo.judge import score
@@ -41,7 +42,7 @@ def attending(model: nn.Module, word: str) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="*", default=["fast", "balanced"])
+    parser.add_argument("--rows", nargs="*", default=["float", "fast", "balanced"], help="float, or a recipe")
     parser.add_argument("--outliers", action="store_true")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--held", type=int, default=4)
@@ -52,16 +53,17 @@ def main() -> None:
     held_out = list(read_prompts("demo-heldout").texts)
     held_out_calls = recorded(pipe, held_out[-options.held :])
     scenes = [parse(prompt) for prompt in held_out[: options.pictures]]
-    calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts])) if options.recipes else []
+    calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts])) if options.rows != ["float"] else []
     print("| layers | SQNR: torch | integers | pictures: torch | integers |\n|---|---|---|---|---|")
-    for name in ("float", *options.recipes):
+    for name in options.rows:
         layers: Any = {}
         if name != "float":
             settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **RECIPES[name])
             layers = calibrate(model, lambda: calls, settings).layers
         cells = [f"{sqnr(model, layers, held_out_calls, attending(model, word)):.2f} dB" for word in WORDS]
         for word in WORDS if scenes else ():
-            with quantized(model, layers), attending(model, word):
+            fast = {layer: optimized(module) for layer, module in layers.items()}
+            with quantized(model, fast), attending(model, word):
                 cells.append(f"{score(draw(pipe, held_out[: options.pictures]), scenes)['all']:.1%}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 

@@ -49,7 +49,7 @@ class Guarded(NamedTuple):
 
     @property
     def reported(self) -> dict[str, object]:
-        """The row in report.json, with errors as SQNR in dB."""
+        """The entry of the layer in the list `guard` of report.json: a dict with the errors as SQNR in dB."""
         return {
             "name": self.name, "sqnr": decibels(self.error), "scheme": self.scheme, "rotation": self.rotation or None,
             "sqnr_after": None if self.scheme is None else decibels(self.left),

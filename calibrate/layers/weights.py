@@ -81,9 +81,10 @@ def round_to_nearest(
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
-    value becomes the largest code of `scheme`. With `scheme.per_tensor`, the largest value of the whole weight, or
-    `scheme.largest`, takes the place of the channel's. For blocks, returns (out, blocks) powers of two, those of
-    `least_error_scales`. Returns None if any channel is so small that float32 has no scale for it."""
+    value becomes the largest code of `scheme`. With `scheme.per_tensor`, all channels get the scale of the largest
+    absolute value in the whole weight, or of `scheme.largest`, if that is set because several weights share a scale.
+    With `scheme.block`, returns (out, blocks): for each block of inputs the power of two with the smaller rounding
+    error. Returns None if any channel is so small that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     if scheme.block is not None:
         return least_error_scales(flat.to(torch.float32), scheme)

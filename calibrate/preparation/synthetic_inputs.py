@@ -126,7 +126,7 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
             losses.clear()
             run(model, _sample(x.to(dtype)), 0)
             if not losses or not losses[0].requires_grad:
-                fact = "no inputs can be made, since the model's forward calls no batch norm, or none with gradients"
+                fact = "no inputs can be made, since no batch norm in the model's forward passes gradients on"
                 raise UsageError(f"input_shape: {fact}. Give calib_data (--images).")
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()

@@ -234,7 +234,8 @@ DATA_PICKLE = SimpleNamespace(
 
 
 class DryUnpickler(DataUnpickler):
-    """Unpickles a file to stand-ins that call and allocate nothing, and records its pickle protocol in `claims`.
+    """Unpickles a file to stand-ins that call and allocate nothing. Records in `claims` what the file claims to hold:
+    its tensors, storages and pickle protocol.
 
     `size` is the most bytes that one read may request.
     """

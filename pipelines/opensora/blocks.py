@@ -25,7 +25,7 @@ class STDiT3Block(nn.Module):
 
     x is (B, T, S, C): B samples, T frames, S tokens of a frame, C channels. modulation is (B, T, 6, C), or (B, 1, 6, C)
     if all frames have the same modulation. Its six vectors are shift, scale and gate of the self-attention, then shift,
-    scale and gate of the MLP. rotation is None for spatial blocks.
+    scale and gate of the MLP. rotation is the rotary position embedding over time; it is None for spatial blocks.
     """
 
     def __init__(self, channels: int, heads: int, mlp_ratio: float, qk_norm: bool, temporal: bool) -> None:

@@ -75,7 +75,7 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
     if not 0 <= span.reference < len(references):
         raise UsageError(
             f"mask_strategy: names reference {span.reference}, counted from 0, but there are only "
-            f"{len(references)} references. Pass the latents of all that are named in references.",
+            f"{len(references)} references. Pass the latents of each in the argument references.",
         )
     source = references[span.reference]
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:

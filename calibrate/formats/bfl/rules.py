@@ -25,8 +25,8 @@ METHOD = "bfl"  # quant_method in config.json
 
 
 def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
-    """Returns the reason why diffusers loads no single file of a denoiser of the class `kind`, and what the user can
-    do; None if it does."""
+    """Returns the reason why diffusers' `from_single_file` does not load a denoiser of the class `kind`, and what the
+    user can do; None if it loads it. `config` is not used."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     if kind in SINGLE_FILE_LOADABLE_CLASSES:

@@ -59,9 +59,10 @@ def ignored(kind: str, scheme: str, linears: Sequence[str], codes: Collection[st
     layers in FP8.
 
     vLLM-Omni keeps every layer float whose name contains an entry: "proj_out" would also keep each
-    single_transformer_blocks.N.proj_out. A name that would so keep an FP8 layer float gets a * at the end, and so do
-    the other names of its layer, and those of the layers joined with it. An entry with a * has to match from the
-    beginning of a name in both consumers, so it keeps only the layer float that it names.
+    single_transformer_blocks.N.proj_out. If the name of a float layer would keep an FP8 layer float in
+    this way, it gets a * at the end. So do the names that this layer has in the other runtimes, and the names of the
+    layers that are joined with it. vLLM-Omni and SGLang compare an entry with a * only with the beginning of a name, so
+    it keeps no other layer float. `scheme` is the scheme of the FP8 layers: SGLang counts only for some schemes.
     """
     vllm, models = VLLM_OMNI[kind], consumers(kind, scheme)
     held = {vllm.name(name) for name in codes if vllm.holds(name)}

@@ -128,4 +128,4 @@ def test_a_forward_without_gradients_is_refused():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.inner(x)
 
-    refused(lambda: synthetic_calls(Quiet().eval(), SHAPE), 2, "none with gradients", "Give calib_data")
+    refused(lambda: synthetic_calls(Quiet().eval(), SHAPE), 2, "passes gradients on", "Give calib_data")
