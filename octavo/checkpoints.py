@@ -68,17 +68,17 @@ def format_at(out: Path) -> tuple[Format, Path]:
     If `out` holds files of neither kind, returns `ascend`; reading the checkpoint then raises an error.
 
     Raises UsageError if there are files of neither kind, and a config.json in `out` names another library, such as
-    torchao.
+    torchao; FileError if config.json is damaged.
     """
+    method = method_at(out)  # first, because it raises FileError for a damaged config.json
     found = [(format_named(name), place) for name, place in views(out).items()]
     loadable = [pair for pair in found if pair[0].is_model] or [pair for pair in found if pair[0].read]
     if loadable:
         return loadable[0]
-    method = method_at(out)
     if method is not None:
         fact = f"is in the format of {method}, which Octavo cannot load"
         names = " or ".join(name for name in TABLE if format_named(name).loadable)
-        raise UsageError(f"{out}: {fact}. Use its own runtime, or calibrate with {names} as a further --format.")
+        raise UsageError(f"{out}: {fact}. Use its own runtime, or octavo calibrate --format {names}.")
     return format_named(DEFAULT), out
 
 

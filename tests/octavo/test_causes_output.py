@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from octavo.calibrate.error_causes import CAUSES
 from octavo.commands.causes_output import show_causes
 from octavo.terminal import Terminal
@@ -14,6 +16,11 @@ SECTION: dict[str, Any] = {
     "kinds": [{"kind": "feed-forward", **ROW}],
     "levels": [{"low": None, "high": 500.0, **ROW}, {"low": 500.0, "high": None, **ROW}],
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
 
 
 def shown(rows: list[dict[str, Any]], capsys: Any) -> str:

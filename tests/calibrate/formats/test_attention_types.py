@@ -87,7 +87,7 @@ def test_the_page_shows_the_lines_and_the_modules(written):
     totals = {"quantized": 1, "kept_float": 0, "calls": 1, "output_sqnr": None, "output_sqnr_interval": None}
     totals |= {"bytes_before": 2, "bytes_after": 1, "measured_calls": 0, "held_out_calls": 0}
     layer = {"name": "a", "scheme": "W8A8", "shape": [1], "sqnr": 1.0, "bytes_after": 1}
-    text = page({"report": {"totals": totals, "layers": [layer], **report}}).decode()
+    text = page([{"report": {"totals": totals, "layers": [layer], **report}}]).decode()
     assert "Attention in format ascend" in text
     assert all(module in text for module in (SELF, OTHER, CROSS, LOW))
     assert attention_lines(report["attention"])[1] in text

@@ -14,7 +14,6 @@ from octavo.calibrate.runtime import accelerate, attend, optimized
 from octavo.calibrate.runtime.attention import ATTENTION
 from octavo.capture.recorder import Memory, Recorder, copied
 
-from ...helpers.slow import marked
 from ...pipelines.test_families import OF, denoiser, run
 from ...zoo.runtime_layers import SCHEMES, frozen
 
@@ -76,7 +75,8 @@ def test_blocks_are_compiled_one_by_one():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", marked(WHOLE[1:], WHOLE))
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", WHOLE)
 def test_sizes_may_change(scheme):
     model = transformer(scheme, size=16)
     graph = compiled(copy.deepcopy(model), dynamic=True, fullgraph=True)

@@ -50,7 +50,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.preparation.synthetic_inputs": (CNN,),
     "octavo.calibrate.replay.sqnr": BOTH,
     "octavo.argument_values": RUNS,
-    "octavo.checkpoints": (GENERATE,),
+    "octavo.checkpoints": (GENERATE, CALIBRATE),
     "octavo.comparing.comparison": (COMPARE,),
     "octavo.commands.compare_options": (COMPARE,),
     "octavo.terminal": (CAPTURE, CALIBRATE, CNN, "inspect", GENERATE, COMPARE, "convert-pth"),

@@ -57,6 +57,7 @@ def test_pictures_lead_to_a_checkpoint_the_same_twice(model, images, tmp_path):
     assert set(layers) == {row["name"] for row in report["layers"]}
 
 
+@pytest.mark.slow
 def test_no_data_leads_to_a_checkpoint(model, tmp_path):
     output = octavo(*CNN, model, tmp_path / "a", "--input-shape", "1,3,8,8", "--keep-float", "classifier*")
     assert "6 layers in 8-bit integers, 1 float" in output
