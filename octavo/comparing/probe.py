@@ -31,7 +31,8 @@ class Probe:
     """
 
     def __init__(self, deployed: Sequence[Deployed]) -> None:
-        """Takes quantized forms of one float denoiser, each paired with it."""
+        """Prepares the records for the quantized forms `deployed`, each of which holds the same float denoiser and a
+        quantized form of it."""
         self.clock, self.calls = Clock(), 0
         self.maximum: dict[str, dict[int, float]] = {}
         self.powers: list[dict[int, Power]] = [{} for _ in deployed]
