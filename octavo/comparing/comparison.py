@@ -136,8 +136,8 @@ class Comparison:
         return Pair(a[middle].copy(), b[middle].copy(), row)
 
     def _draw(self, prompt: str, seed: int, deployed: Deployed | None) -> RunResult:
-        """Runs the pipeline on `prompt` with the quantized denoiser of `deployed`, None: with the float denoiser, and
-        measures seconds and memory."""
+        """Runs the pipeline on `prompt`, and measures seconds and memory. The denoiser is the quantized one of
+        `deployed`, or the float one if `deployed` is None."""
         latents: list[Tensor] = []
         denoiser = nullcontext() if deployed is None else deployed.installed()
         with denoiser, finite_outputs(self.pipe), measured(self.device) as cost:

@@ -21,8 +21,8 @@ Measure = Callable[[np.ndarray, np.ndarray], float | None]
 
 class Measured(NamedTuple):
     """The measures of one pair of pictures or videos. `values` is a dict from the key of a measure, such as "lpips", to
-    its value, None if it cannot be computed. `text` is a dict of the text that the prompt asks for and the texts in
-    both pictures; {} if the prompt asks for no text, or if no text can be read here."""
+    its value, None if it cannot be computed. `text` has the text that the prompt asks for, the texts in both pictures,
+    and how far these two agree; it is {} if the prompt asks for no text, or if no text can be read here."""
 
     values: dict[str, float | None]
     text: dict[str, Any]
