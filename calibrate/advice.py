@@ -1,9 +1,9 @@
-"""Advises which layers to leave float, and measures what that brings.
+"""Advises which layers to leave float, and measures by how much the model's output then becomes more accurate.
 
-A backward pass estimates the share of each layer in the squared error of the model's output (output_shares.py). The
-layers with the largest shares are then left float while held-out calls run once more, so that the gain in the output
-SQNR is a measured one: a rerun with these layers in `--keep-float` has it, up to what else such a rerun chooses
-differently, such as the smoothing factors of layers that shared them.
+A backward pass estimates the share of each layer in the squared error of the model's output (output_shares.py). Then
+the layers with the largest shares are left float, and held-out calls run once more. So the gain in the output SQNR is
+measured and not estimated. A calibration that is run again with these layers in `--keep-float` has about this gain. It
+may choose some things differently, such as the smoothing factors that these layers shared with others.
 """
 
 import math
@@ -35,10 +35,11 @@ _FEWEST, _MOST_ESTIMATED = 3, 4  # calls at least for measuring the gain, and ca
 
 
 class Trial(NamedTuple):
-    """Layers that may be left float. `patterns`: the values of --keep-float that name them. `floats`: a dict from layer
-    name, with all names of layers that have several, to float layer, for all layers that a run with these patterns
-    would leave float. `names`: the first names of these layers. `calls`: the positions, among the measured calls, of
-    the calls that the gain is measured on; `held_out`: whether these are held out."""
+    """Layers whose gain is to be measured when they stay float. `patterns`: the values of --keep-float that name these
+    layers. `names`: the names of all layers that would stay float with these values, one name for each layer. `floats`:
+    a dict from name to float layer for the same layers; a layer that is used in several places has an entry for each of
+    its names. `calls`: the calls that the gain is measured on, as positions in the list of measured calls. `held_out`:
+    whether these calls are held out."""
 
     patterns: tuple[str, ...]
     names: tuple[str, ...]
@@ -50,10 +51,13 @@ class Trial(NamedTuple):
 def find(
     model: nn.Module, part: Part, plan: Plan, settings: Settings, work: Work
 ) -> tuple[dict[str, float], Trial | None]:
-    """Returns the estimated share of each layer of `plan` in the error of the output of `model`, a dict from layer
-    name, and the layers that are worth a trial, None if none are worth 0.5 dB. `model` has its float layers; `part` has
-    the calls and the layers' choices. Estimates nothing, and returns {} and None, for fewer than 12 calls, and if the
-    settings themselves pick float layers.
+    """Returns two things: a dict from the name of each layer of `plan` to the layer's estimated share in the error of
+    the output of `model`; and the trial of the layers with the largest shares, None if leaving layers float would gain
+    less than 0.5 dB by estimate. `model` has its float layers; `part` has the measured calls, and how each layer is
+    quantized.
+
+    Returns {} and None without an estimate if there are fewer than 12 calls, or if the settings themselves pick float
+    layers (by --budget, for example).
 
     Collective: the ranks of `work` share the calls.
     """
@@ -95,9 +99,15 @@ def _shares(model: nn.Module, part: Part, plan: Plan, indices: Collection[int], 
 
 
 def _candidate(shares: Mapping[str, float], blocks: Sequence[str]) -> list[str]:
-    """Returns the names of the layers to leave float in a trial, by their `shares` in the output's error: the fewest
-    layers, at most five, with half of the error, or all layers of one kind; [] if neither is worth 0.5 dB. Layers are
-    of one kind if they have the same name inside their block; `blocks` are the names of the blocks."""
+    """Returns the names of the layers to leave float in a trial. `shares` is a dict from layer name to the layer's
+    share in the output's error.
+
+    First considers the layers with the largest shares: the fewest that together have half of the error, but at most
+    five. If they gain less than 1 dB by estimate, also considers all layers of one kind, for each kind. Layers are of
+    one kind if they have the same name inside their block, such as ff.net.2; `blocks` are the names of the blocks.
+    Takes no more than a quarter of the layers, except a single one. Returns the layers with the largest estimated gain,
+    [] if it is below 0.5 dB.
+    """
     most = len(shares) // 4  # leaving more layers float is no longer a quantized model
     order = sorted(shares, key=lambda name: (-shares[name], name))
     few = order[: min(_MOST, max(1, most))]
@@ -116,7 +126,8 @@ def _candidate(shares: Mapping[str, float], blocks: Sequence[str]) -> list[str]:
 
 
 def _estimate(shares: Mapping[str, float], names: Sequence[str]) -> float:
-    """Returns the estimated gain, in dB, of leaving the layers `names` float."""
+    """Returns the estimated gain in output SQNR, in dB, of leaving the layers `names` float. `shares` is a dict from
+    layer name to the layer's share in the squared error of the output, where all layers together have 1."""
     left = 1.0 - sum(shares[name] for name in names)
     return -10.0 * math.log10(left) if left > 0.0 else math.inf
 
@@ -149,8 +160,9 @@ class Tried(NamedTuple):
 
 
 def measure(model: nn.Module, layers: Mapping[str, QuantizedLayer], part: Part, trial: Trial, work: Work) -> Tried:
-    """Runs `model` with its 8-bit `layers`, except those of `trial`, which are float, on the calls of the trial.
-    `layers` is empty if `model` has the 8-bit layers already. Collective: every rank calls this."""
+    """Runs `model` on the calls of the `trial`, with the layers of the trial in float and all others in 8 bits, and
+    returns the measured error. `layers` is a dict from name to 8-bit layer for the layers to put into `model`, empty if
+    `model` has its 8-bit layers already. Collective: every rank calls this."""
     mine = _owned(part, work)
     exact = [tensors for index, tensors in zip(mine, part.exact, strict=True) if index in trial.calls]
     calls = (call for index, call in enumerate(part.measured()) if index in trial.calls and index in mine)
@@ -160,15 +172,18 @@ def measure(model: nn.Module, layers: Mapping[str, QuantizedLayer], part: Part, 
 
 
 def _owned(part: Part, work: Work) -> list[int]:
-    """Returns the positions, among the measured calls, of those that belong to this rank: those of `part.exact`."""
+    """Returns the positions, in the list of measured calls, of the calls that this rank runs; `part.exact` has the
+    float outputs of the same calls, in the same order."""
     return [index for index in range(len(part.positions)) if work.ranks.owns(index)]
 
 
 def with_advice(
     report: dict[str, Any], shares: Mapping[str, float], tried: Tried | None, output: Sequence[Power]
 ) -> dict[str, Any]:
-    """Returns `report` with the entry `advice`, None without anything to advise, and the field `output_share` of the
-    layers in `shares`. `output`: signal and noise of the output in each measured call, rank after rank."""
+    """Returns `report`, the content of report.json, with two additions: the entry `advice`, and the field
+    `output_share` for each layer in `shares`. The entry is None if `tried`, the measured trial, is None or gained less
+    than 0.5 dB. `output`: signal and noise of the output in each measured call with all layers in 8 bits, rank after
+    rank."""
     rows = [
         row | ({"output_share": round(shares[row["name"]], 4)} if row["name"] in shares else {})
         for row in report["layers"]
@@ -177,9 +192,11 @@ def with_advice(
 
 
 def advice_of(tried: Tried, output: Sequence[Power], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Returns the entry `advice` of report.json: the values `keep_float` of --keep-float, the number of `layers` that
-    these leave float, the `bytes` that this costs, the `gain` in dB, and the number of `calls` that it was measured on
-    and whether they are `held_out`. Returns None if the gain is below 0.5 dB.
+    """Returns the entry `advice` of report.json, or None if the gain is below 0.5 dB.
+
+    The entry is a dict: `keep_float`, the values of --keep-float; `layers`, the number of layers that these leave
+    float; `bytes`, by how much this makes the weights larger; `gain`, in dB; `calls`, the number of calls that the gain
+    was measured on; `held_out`, whether these calls are held out.
 
     `output` has signal and noise of the output in each measured call with all layers in 8 bits, rank after rank; `rows`
     are the layers in report.json.

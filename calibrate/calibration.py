@@ -144,7 +144,8 @@ def _attention(
 
 
 def _findings(part: Part, output: Sequence[Power]) -> Findings:
-    """Returns what the report shows of `part`. `output`: signal and noise of the output in each measured call."""
+    """Returns the results of calibrating `part` for the report. `output`: signal and noise of the output in each
+    measured call."""
     seen, guarded = part.selection.observations, part.selection.guarded
     held_out = seen.current.held_out_count(part.positions)
     return Findings(part.choices, seen.ranges, part.powers, seen.calls, output, held_out, guarded)

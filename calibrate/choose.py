@@ -120,8 +120,9 @@ def choose(
 
 
 def _judging(surveys: Mapping[str, Survey], choices: Mapping[str, Choice], settings: Settings) -> dict[str, Survey]:
-    """Returns those of `surveys` whose sampled rows can be quantized as the layers of `choices` quantize them. Patches
-    of a convolution's input cannot if the scale is that of the image or depends on the noise level."""
+    """Returns those of `surveys` whose sampled rows can become codes in the way that `choices` gives for the layer. The
+    rows of a convolution are patches of its input. Patches cannot become codes on their own if a whole image has one
+    dynamic scale, or if the scale depends on the noise level; such convolutions are left out."""
     by_patch = settings.input_type.by_patch
     return {
         name: survey

@@ -47,8 +47,9 @@ CAUSES = ("input rounding", "input clipping", "weight rounding", "weight clippin
 
 
 class Sums(NamedTuple):
-    """Sums of squares of one layer over calls of one bin of noise levels: of its float output, of its error, and the
-    share of each of CAUSES in the latter."""
+    """The squared error of one layer on one input, and its causes. `signal`: the sum of squares of the layer's float
+    output. `error`: the sum of squares of the difference between quantized and float output. `shares`: the part of
+    `error` that each of CAUSES has, in the order of CAUSES."""
 
     signal: float
     error: float
@@ -59,8 +60,9 @@ Records = dict[str, dict[int, list[Sums]]]  # by layer name and bin: the sums of
 
 
 class ErrorCauses:
-    """Sums up the causes of the errors of layers over the held-out ones among the measured calls, or over all of them
-    if none is held out. `current` has the noise levels of all calls, `positions` are those of the measured calls."""
+    """Sums up the causes of the layers' errors over those of the measured calls that are held out, or over all measured
+    calls if none is held out. `current` has the noise level of each calibration call, and which calls are held out;
+    `positions` are the positions of the measured calls among the calibration calls."""
 
     def __init__(self, current: CurrentCall, positions: Sequence[int], work: Work) -> None:
         held = [position for position in positions if position not in set(current.training)]
@@ -76,7 +78,8 @@ class ErrorCauses:
         return len(self._calls)
 
     def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the measured `calls`; the caller runs each before it asks for the next."""
+        """Yields the measured `calls`. Notes for each call, before it is yielded, the bin of its noise level, to which
+        `add` then adds. So the caller has to run a call before it asks for the next."""
         for position, call in zip(self._positions, calls, strict=True):
             level = torch.tensor(self._levels.get(position, 0.0))
             self._bin = int(bins_of(level, self.edges)) if position in self._calls else None
@@ -85,14 +88,16 @@ class ErrorCauses:
     def add(
         self, name: str, module: FloatLayer, layer: QuantizedLayer, x: Tensor, exact: Tensor, other: Tensor
     ) -> None:
-        """Adds the causes of the error of the layer `name` on its input `x`. `exact` is the output of the float layer
-        `module`, `other` that of `layer`, which has to be at the noise level of the call."""
+        """Adds the causes of the error of the layer `name` on its input `x` in the call that `tracked` yielded last;
+        adds nothing if errors are not split on this call. `exact` is the output of the float layer `module`, `other`
+        that of the quantized `layer`, whose noise level has to be set to that of the call."""
         if self._bin is not None:
             sums = causes_of(module, layer, x, exact, other)
             self.records.setdefault(name, {}).setdefault(self._bin, []).append(sums)
 
     def joined(self) -> Records:
-        """Returns the sums of all ranks. Collective: every rank calls this."""
+        """Returns the records of all ranks joined: for each layer and bin of noise levels, the sums of all calls.
+        Collective: every rank calls this."""
         joined: Records = {}
         for part in self._work.ranks.gather(self.records):
             for name, bins in part.items():
@@ -125,8 +130,8 @@ def _inner(one: Tensor, other: Tensor) -> float:
 
 
 def _weights(module: FloatLayer, layer: QuantizedLayer) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the weight after the transform: as it is, clipped to the range of the codes, and as codes stand for it;
-    all float32."""
+    """Returns three forms of the layer's weight after the transform, all float32: not quantized; clipped to the range
+    of the codes, but not rounded; and the values that the codes stand for."""
     exact = weight_for(layer.transform, module.weight).to(torch.float32)
     scale = spread(decoded(layer.weight_scale), layer.weight)
     clipped = _clipped(exact, scale, torch.zeros_like(scale), layer.input.weights)
@@ -134,8 +139,8 @@ def _weights(module: FloatLayer, layer: QuantizedLayer) -> tuple[Tensor, Tensor,
 
 
 def _inputs(layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the input `x` after the transform: as it is, clipped to the range of the codes, and as codes stand for
-    it; all float32."""
+    """Returns three forms of the input `x` after the transform, all float32: not quantized; clipped to the range of the
+    codes, but not rounded; and the values that the codes stand for."""
     linear = isinstance(layer, QuantizedLinear)
     x = layer.transformed(x, -1 if linear else -3)
     exact = x.to(torch.float32)
@@ -155,8 +160,9 @@ def _inputs(layer: QuantizedLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _clipped(x: Tensor, scale: Tensor, zero_point: Tensor, rule: Scheme) -> Tensor:
-    """Returns `x` with values beyond the codes of `rule` replaced by the value of the lowest or highest code. A value
-    that is beyond it by no more than half the distance of the last two codes counts as rounded, not as clipped."""
+    """Returns `x` with values outside the range of the codes of `rule` replaced by the value of the lowest or highest
+    code. A value that is outside by no more than half the distance of the two outermost codes is not replaced, because
+    its error counts as rounding and not as clipping."""
     margin = (0.5 if rule.element.integer else 16.0) * scale
     low, high = (rule.qmin - zero_point) * scale, (rule.qmax - zero_point) * scale
     return torch.where((x < low - margin) | (x > high + margin), x.clamp(low, high), x)
@@ -171,8 +177,9 @@ def _product(layer: QuantizedLayer, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def layer_kind(name: str, kind: str) -> str:
-    """Returns the kind of the layer `name`, a key of LAYER_KINDS, "convolution" or "other". `kind` is the name of its
-    class, as in a plan."""
+    """Returns the kind of a layer for the report: "convolution" for a Conv2d; otherwise the first key of LAYER_KINDS
+    whose pattern is found in the layer's `name`, such as "feed-forward", or "other" if there is none. `kind` is the
+    name of the layer's class, such as "Linear"."""
     if kind == "Conv2d":
         return "convolution"
     return next((word for word, pattern in LAYER_KINDS.items() if re.search(pattern, name)), "other")
@@ -210,7 +217,8 @@ def causes_section(causes: ErrorCauses, records: Records, plan: Plan) -> dict[st
 
 
 def _row(parts: Iterable[Iterable[Sums]]) -> dict[str, Any]:
-    """Returns error and shares, relative to the signal, over all sums in `parts`."""
+    """Returns a dict of the layer's `error` and of its `shares`, one for each cause: the sums over all of `parts`,
+    divided by the sum of squares of the layer's float output."""
     sums = [item for part in parts for item in part]
     signal = math.fsum(item.signal for item in sums) or 1.0
     shares = [math.fsum(item.shares[index] for item in sums) / signal for index in range(len(CAUSES))]
@@ -218,6 +226,7 @@ def _row(parts: Iterable[Iterable[Sums]]) -> dict[str, Any]:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the means of error and shares over `rows`, and their number."""
+    """Returns a dict of the means of `error` and `shares` over `rows`, one row for each layer, and the number of rows
+    as `layers`."""
     shares = [math.fsum(row["shares"][index] for row in rows) / len(rows) for index in range(len(CAUSES))]
     return {"layers": len(rows), "error": math.fsum(row["error"] for row in rows) / len(rows), "shares": shares}

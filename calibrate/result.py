@@ -26,8 +26,8 @@ class Result:
     | axes       | dict from layer name to the number of axes of the layer's input, 0 where calls differ            |
     | parameters | float parameters that smoothing factors were folded into: dict from the name of a parameter to a |
     |            | function that returns its new value                                                              |
-    | attention  | the measured errors of quantized attention, from which its types are chosen; empty if attention  |
-    |            | stays float                                                                                      |
+    | attention  | the measured error of each attention module with each type of quantized attention; the type of   |
+    |            | each module is chosen from these errors. Empty if attention stays float                          |
     """
 
     plan: Plan

@@ -27,7 +27,8 @@ class Reports:
     def __call__(
         self, label: str, items: Iterable[T], total: int | None = None, note: Callable[[], str] = str
     ) -> Iterator[T]:
-        """Yields `items`. Before each item, reports the progress if the last report was at least `every` seconds ago.
+        """Yields `items`. Before each item, reports the progress if the last report was at least `every` seconds ago;
+        `every` is an argument of `Reports`.
 
         `label` names the task in the reports; `total` is the number of items, None if unknown. `note` returns a further
         text for a report.

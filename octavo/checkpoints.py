@@ -65,10 +65,9 @@ def format_at(out: Path) -> tuple[Format, Path]:
     path of its files: `out` or a subfolder.
 
     A format that diffusers loads as a whole model is preferred to a format whose layers are put into the float model.
-    If `out` holds files of neither kind, returns `ascend`; reading the checkpoint then raises an error.
-
-    Raises UsageError if there are files of neither kind, and a config.json in `out` names another library, such as
-    torchao; FileError if config.json is damaged.
+    If `out` holds files of neither kind of format, raises UsageError if a config.json in `out` names another library,
+    such as torchao. Without such a config.json, returns `ascend`; reading the checkpoint then raises an error. Raises
+    FileError if config.json is damaged.
     """
     method = method_at(out)  # first, because it raises FileError for a damaged config.json
     found = [(format_named(name), place) for name, place in views(out).items()]

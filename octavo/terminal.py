@@ -215,14 +215,14 @@ class Terminal:
         self.say(f"Next: {shlex.join(['octavo', *map(str, words)])}")
 
     def warn(self, text: str, own: bool = False) -> None:
-        """Prints a warning on stderr, with and without --json. If several processes run, only the first prints it, or
-        all with `own`."""
+        """Prints a warning on stderr, with and without --json. If several processes run, only the first prints it; with
+        `own`, every process does."""
         if own or not self.quiet:
             show(f"Warning: {text}", err=True)
 
     def event(self, kind: str, own: bool = False, **values: Any) -> None:
-        """Prints a JSON object of `values`, with `kind` under the key "event"; nothing without --json. If several
-        processes run, only the first prints it, or all with `own`."""
+        """Prints a JSON object of `values`, with `kind` under the key "event"; without --json, prints nothing. If
+        several processes run, only the first prints it; with `own`, every process does."""
         if self.as_json and (own or not self.quiet):
             text = json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False)
             _draw(text.replace("\x7f", "\\u007f"))  # the only control character that json.dumps does not escape

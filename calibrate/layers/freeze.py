@@ -112,10 +112,10 @@ def _holding_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> Q
     """Returns `quantized`, the codes and scales of a weight, with larger scales and codes rounded anew for the output
     channels whose |bias / deq| would be more than 2**30. `offset` (out,) is the bias plus the bias correction.
 
-    An input is at most 255 of its scales, and the rounding error of a weight at most half a raised scale. So each
-    product changes by at most 2**-23 of the channel's bias; with timestep bins, whose input scales differ, by as many
-    times more as the largest input scale is larger than the smallest. Returns `quantized` itself if that is more than
-    16 times, and if all channels share a scale.
+    An input is at most 255 times its scale, and the rounding error of a weight at most half of the raised weight scale.
+    So the product of an input and a weight changes by at most 2**-23 of the channel's bias. Timestep bins have
+    different input scales; then this bound is larger by the ratio of the largest to the smallest input scale. If this
+    ratio is more than 16, or if all channels share one weight scale, returns `quantized` unchanged.
     """
     finest, coarsest = (end.to(torch.float64) for end in input.tensors["input_scale"].aminmax())
     needed = (offset.abs() / (finest * _LARGEST_BIAS)).to(torch.float32)

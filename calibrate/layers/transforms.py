@@ -200,9 +200,9 @@ def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tenso
 
 
 def transformed_patches(transform: Transform | None, rows: Tensor, taps: int) -> Tensor:
-    """Returns `rows` (rows, in * taps) after `transform`. They are rows of a linear layer's input, where `taps` is 1,
-    or patches of a convolution's input, where `taps`, height times width of the kernel, are the columns of a
-    channel."""
+    """Returns `rows` (rows, in * taps) after `transform`. For a linear layer, they are rows of its input, and `taps` is
+    1. For a convolution, they are patches of its input, and each channel has `taps` neighbouring columns, one for each
+    place of the kernel (height times width)."""
     if transform is None or taps == 1:
         return transformed(transform, rows)
     return transform.input(rows.unflatten(-1, (-1, taps)), -2).flatten(-2)

@@ -83,8 +83,12 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """Returns the scale of each output channel of `weight`, (out,) float32, at which the channel's largest absolute
     value becomes the largest code of `scheme`. With `scheme.per_tensor`, all channels get the scale of the largest
     absolute value in the whole weight, or of `scheme.largest`, if that is set because several weights share a scale.
-    With `scheme.block`, returns (out, blocks): for each block of inputs the power of two with the smaller rounding
-    error. Returns None if any channel is so small that float32 has no scale for it."""
+    Returns None if any channel is so small that float32 has no scale for it.
+
+    With `scheme.block`, returns (out, blocks): a power of two for each block of inputs. Two powers are compared, the
+    smallest at which no code is clamped, and one at which codes from 448 to 512 are clamped to 448; the one with the
+    smaller squared error is taken.
+    """
     flat = weight.detach().reshape(weight.shape[0], -1)
     if scheme.block is not None:
         return least_error_scales(flat.to(torch.float32), scheme)

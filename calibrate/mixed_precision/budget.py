@@ -69,10 +69,12 @@ class Search:
     """Holds the schemes to choose from, and the number of pipeline runs that the search may use.
 
     `schemes`: the names of the schemes; a layer may also stay float. Empty: those of `Settings.mixture`. `runs`: the
-    most runs for measuring the error of each scheme. If measuring each layer alone would take more than `runs`, layers
-    of a transformer block are measured together as a group: those of one submodule, or all of them. `refining`: the
-    most runs for trying exchanges, in which one or two groups change their scheme. Exchanges are tried if the measured
-    error of the whole choice is more than 1.5 times the sum of the errors that were measured for single groups."""
+    most runs, for all schemes together, for measuring the error that each layer causes in each scheme. If measuring
+    each layer alone would take more runs, layers of a transformer block are measured together as a group: those of one
+    submodule, or all of them. `refining`: the most runs for trying exchanges, in which one or two groups change their
+    scheme. Exchanges are tried if the measured error of the whole choice is more than 1.5 times the sum of the errors
+    that were measured for single groups.
+    """
 
     schemes: tuple[str, ...] = ()
     runs: int = 600

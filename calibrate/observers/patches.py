@@ -41,8 +41,9 @@ class Patches:
         return self.sampled(x)[0]
 
     def sampled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns patches of `x`, as a call of this object does, and the index of the image of each patch,
-        (patches,)."""
+        """Returns patches of `x`, (patches, in * kernel height * kernel width), and for each patch the index of its
+        image in the batch, (patches,). If `x` has more than `most` patches, they are a random sample, the same for the
+        same number of patches."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True

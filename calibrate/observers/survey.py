@@ -22,9 +22,10 @@ _FEW = 8  # rows for each sample of a batch: inputs with at most so many are tho
 
 class SurveyReading(NamedTuple):
     """Holds the extremes of each channel and some rows of one tensor, an input of one or several layers. Each of these
-    layers has a Survey object. `surveys` lists the Survey objects to which this reading was added so far; its first
-    entry shows which layers have the same input. The `rows` of a convolution's input are patches; `peaks` (patches,
-    channels) then has, for each patch, the largest absolute value of each channel in the patch's whole image."""
+    layers has a Survey object. `surveys` lists the Survey objects to which this reading was added so far. Each of them
+    notes the name of the list's first survey, so that layers with the same input are known by the same name. The `rows`
+    of a convolution's input are patches; `peaks` (patches, channels) then has, for each patch, the largest absolute
+    value of each channel in the patch's whole image."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype
@@ -90,7 +91,7 @@ class Survey:
 
     @property
     def samples(self) -> tuple[Sample, ...]:
-        """All samples: of the input's rows from the calls that are not held out, and of those from the held-out
+        """Two samples of the input's rows: that from the calls that are not held out, and that from the held-out
         calls."""
         return self._train_rows, self._held_rows
 

@@ -28,9 +28,10 @@ SAVED = 1 << 30  # bytes that a backward pass may always keep in memory, also fo
 
 
 class _Product(torch.autograd.Function):
-    """Returns a copy of its first argument, the output of a layer, unchanged. When the gradient of this output is
-    computed, passes the sum of gradient * error to a function. `leaf` is a tensor that requires a gradient, so that
-    autograd follows outputs of a model whose parameters need none."""
+    """Returns a copy of `output`, the output of a layer. In the backward pass, calls `add` with the sum of gradient *
+    `error`, where the gradient is that of `output`, and `error` is the error of the quantized layer's output, of the
+    same shape. `leaf` is a tensor that requires a gradient, so that autograd also follows a model whose parameters
+    require none."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, leaf: Tensor, error: Tensor, add: Callable[[float], None]) -> Tensor:
@@ -53,12 +54,12 @@ def output_shares(
     limit: float,
 ) -> dict[str, float] | None:
     """Returns a dict from layer name to the layer's share in the squared error of the output of `model`, estimated on
-    `call`. Shares are relative to their sum; a negative one is of a layer whose error reduces that of others.
+    `call`. The shares add up to 1. A layer whose error reduces that of others has a negative share.
 
     `makers` is a dict from layer name to a function that returns the 8-bit layer; `model` has its float layers, and
-    `exact` are the tensors of its output. Runs the model with 8-bit layers, in float, and back. Returns None if the
-    backward pass would keep more than `limit` bytes in memory, or does not work on this model or device, or if the
-    output has no error.
+    `exact` are the tensors of its output. Runs the model once with 8-bit layers and once in float, followed by a
+    backward pass. Returns None if the backward pass would keep more than `limit` bytes in memory, or does not work on
+    this model or device, or if the output has no error.
     """
     with evaluating(model), _changing(model, makers, lambda name, output, other: other):
         pairs = zip(tensors_in(run(model, call, 0)), exact, strict=True)
@@ -116,8 +117,8 @@ def _changing(
 
 @contextmanager
 def _limited(model: nn.Module, limit: float) -> Iterator[None]:
-    """Ends the forward of `model`, inside the `with` statement, as soon as autograd keeps more than `limit` bytes for
-    the backward pass, weights aside."""
+    """Raises Stopped from the forward of `model`, inside the `with` statement, as soon as autograd keeps more than
+    `limit` bytes for the backward pass. The model's weights, which are in memory anyway, do not count."""
     seen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = 0
 

@@ -19,7 +19,8 @@ from ..plan import FloatLayer, groups_of
 class TransformJudge:
     """Measures how well a transform suits the layers `modules`, which share one input: by the squared error of each
     layer's output on rows of held-out calls, divided by the sum of squares of its float output. `survey` has these
-    rows; those of convolutions are patches.
+    rows, for convolutions patches. `kind` is the way in which the input becomes codes, such as StaticInput, and
+    `scheme` the rule for these codes.
 
     Outputs are computed as the integer layers compute them, up to the rounding of scales.
     """
@@ -68,8 +69,9 @@ class TransformJudge:
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme, groups: int) -> Tensor | None:
     """Returns the product (rows, out) of an input and a float `weight` after both became codes, in float32 and without
-    the bias. `x` holds the codes of the input; `scheme` is the rule by which the weight becomes codes; `groups` is that
-    of a convolution. Returns None if a channel of the weight is too small for a float32 scale."""
+    the bias. `x` holds the codes of the input; `scheme` is the rule by which the weight becomes codes; `groups` is the
+    number of groups of a convolution, 1 for a linear layer. Returns None if a channel of the weight is too small for a
+    float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -95,7 +97,8 @@ def _linear(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def _kernels(rows: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """Returns patches, given as rows, as images of the size of the kernel: (rows, in, height, width)."""
+    """Returns the `rows`, each a patch of a convolution's input, as small images: (rows, in, height, width), with the
+    height and width of the kernel in `weight`. `groups` is the number of groups of the convolution."""
     return rows.view(len(rows), groups * weight.shape[1], *weight.shape[2:])
 
 

@@ -8,9 +8,9 @@ from ..terminal import Terminal, count_of
 
 
 def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
-    """Prints two tables from the entry `causes` of `report`, the content of report.json: by kind of layer and by noise
-    level, the SQNR of the layers and the shares of the causes in their error. The first also has the estimated share of
-    each kind in the error of the model's output, if that was estimated."""
+    """Prints two tables from the entry `causes` of `report`, the content of report.json: one by kind of layer, one by
+    noise level. Each row has the SQNR of the layers and the shares of the causes in their error. The table by kind also
+    has the estimated share of each kind in the error of the model's output, if that was estimated."""
     section = report["causes"]
     held_out = "held-out " if section["held_out"] else ""
     columns = ["layers", "SQNR", *section["names"]]

@@ -71,8 +71,9 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def check_limits(options: CompareOptions, prompts: Sequence[str]) -> None:
-    """Raises UsageError for a checkpoint that is given twice, and for a limit on what cannot be measured: LPIPS without
-    its packages, or --min-judged with `prompts` of which the judge can judge none."""
+    """Raises UsageError for a checkpoint that is given twice, and for a limit on what cannot be measured. Such limits
+    are one on LPIPS if neither the package of LPIPS nor that of ST-LPIPS is installed, and --min-judged if none of
+    `prompts` is a prompt of the bundled pipeline, because only these pictures can be judged."""
     if len(set(options.checkpoints)) < len(options.checkpoints):
         raise UsageError("OUT: a checkpoint is given twice. Give it once.")
     wanted = {limit.option for limit in options.limits}
@@ -132,8 +133,9 @@ def _run(comparison: Comparison, texts: list[str], options: CompareOptions, term
 
 
 def _unsettled(comparison: Comparison, options: CompareOptions) -> str:
-    """Returns what the progress says of the gates: about how many more pairs would settle the one that needs most, or
-    "" without a gate and before the second prompt."""
+    """Returns a text for the progress display, on the limits that the user set: which measure needs the most further
+    pairs until its interval lies on one side of its limit, and about how many. Returns "" if no limit is set, and
+    before the second prompt."""
     needs = [
         (gate["more"], MEASURES[gate["key"]])
         for side in comparison.sides
@@ -148,7 +150,8 @@ def _unsettled(comparison: Comparison, options: CompareOptions) -> str:
 
 
 def _refuse_missed(contents: Sequence[dict]) -> None:
-    """Raises OctavoError, in one line, if a checkpoint misses a limit."""
+    """Raises OctavoError if a checkpoint misses a limit. `contents` has the result of each checkpoint; the message is
+    one line."""
     missed = [(content["checkpoint"], gate) for content in contents for gate in content["gates"] if not gate["passed"]]
     if missed:
         names = dict.fromkeys(name for name, _ in missed)

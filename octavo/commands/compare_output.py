@@ -60,8 +60,9 @@ def show(
     contents: Sequence[Mapping[str, Any]], ranges: Mapping[str, Any], options: CompareOptions, terminal: Terminal,
     seconds: float,
 ) -> None:  # fmt: skip
-    """Prints the result of a comparison, `contents`, which took `seconds`: a table and a summary for people, or with
-    --json events for programs. `ranges` are the ranges of the float model."""
+    """Prints the result of a comparison, which took `seconds`: a table and a summary for people, or with --json events
+    for programs. `contents` has the result of each checkpoint. `ranges`, which only --json prints, has the largest
+    |input| of each layer of the float model in each denoising step."""
     first = contents[0]
     pairs = count_of(len(first["prompts"]), "prompt" if options.seeds == 1 else "pair")
     names = [codes_of(content) for content in contents] if len(contents) == 1 else [c["checkpoint"] for c in contents]
@@ -88,8 +89,9 @@ def _show_events(
     contents: Sequence[Mapping[str, Any]], ranges: Mapping[str, Any], options: CompareOptions, terminal: Terminal,
     seconds: float,
 ) -> None:  # fmt: skip
-    """Prints the events of --json. With one checkpoint the event "done" has its numbers, with several under the key
-    "checkpoints" those of each."""
+    """Prints the events of --json. The last event, "done", has the numbers of the comparison. With several checkpoints,
+    the numbers of each are a dict in the list `checkpoints` of this event. `ranges` has the largest |input| of each
+    layer of the float model in each denoising step."""
     for content in contents:
         report = content["report"]
         layers, totals = report.get("layers", []), report.get("totals")

@@ -92,8 +92,9 @@ class Comparison:
             raise MisfitError(f"{prompt!r}: {fact}. Choose another --component or more --steps.")
 
     def compare(self, prompt: str, number: int = 0) -> list[Pair]:
-        """Draws `prompt` with the float denoiser and then with each quantized one, and measures the differences: one
-        pair for each of `sides`. `number` counts the pictures of this prompt; each has a seed of its own.
+        """Draws `prompt` with the float denoiser and then with each quantized one, and measures the differences.
+        Returns one pair for each of `sides`. `number` is the number of the picture among those of the same prompt, from
+        0; each number gives another seed.
 
         Call `probe_denoiser` once before the first prompt. Raises NumbersError if an output or latents hold NaN or Inf.
         """
@@ -115,7 +116,9 @@ class Comparison:
         return self.sides[index].totals() | {"step_sqnr": steps}
 
     def _pair(self, prompt: str, seed: int, exact: RunResult, other: RunResult, output_sqnr: float | None) -> Pair:
-        """Measures the difference of two runs with `prompt` and `seed`. `output_sqnr` is that of the denoiser."""
+        """Measures the difference between `exact`, the float run, and `other`, the quantized run, both with `prompt`
+        and `seed`. `output_sqnr` is the SQNR of the quantized denoiser's output for this prompt, in dB; None if there
+        is no error."""
         errors = [_relative(a, b) for a, b in zip(exact.latents, other.latents, strict=True)]
         if not all(map(math.isfinite, errors)) or not np.isfinite(other.output).all():
             fact = "the float or the quantized pipeline computed NaN or Inf"
@@ -133,8 +136,8 @@ class Comparison:
         return Pair(a[middle].copy(), b[middle].copy(), row)
 
     def _draw(self, prompt: str, seed: int, deployed: Deployed | None) -> RunResult:
-        """Runs the pipeline on `prompt` with the quantized denoiser of `deployed`, None: with the float denoiser, and
-        measures seconds and memory."""
+        """Runs the pipeline on `prompt`, and measures seconds and memory. The denoiser is the quantized one of
+        `deployed`, or the float one if `deployed` is None."""
         latents: list[Tensor] = []
         denoiser = nullcontext() if deployed is None else deployed.installed()
         with denoiser, finite_outputs(self.pipe), measured(self.device) as cost:

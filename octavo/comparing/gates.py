@@ -1,5 +1,5 @@
-"""Decides whether a comparison meets the limits that its user set, by the estimates or by the bounds of their 95 %
-intervals."""
+"""Decides whether a comparison meets the limits that its user set. What meets or misses a limit is either the estimate
+of a measure or a bound of its 95 % interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,8 +76,8 @@ def _more(key: str, value: float, bound: float, bar: float, samples: int) -> int
 
 
 def value_of(totals: Mapping[str, Any], key: str) -> float | None:
-    """Returns the estimate of a measure in `totals`; of `judged` the share of quantized pictures that show their
-    prompt, 0 to 1."""
+    """Returns the estimate of the measure `key` in `totals`, None if it has no value. For the key `judged`, the
+    estimate is the share of quantized pictures that show what their prompt describes, 0 to 1."""
     value = totals[key]
     if key == "judged" and value:
         return float(value["quantized"] / value["of"])

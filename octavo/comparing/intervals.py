@@ -27,16 +27,16 @@ def ratio_interval(
 ) -> Interval | None:
     """Returns the 95 % confidence interval of sum(numerators) / sum(denominators), or None for fewer than two pairs.
 
-    Each pair of pictures has a numerator and a denominator (1 for each pair gives a mean), and belongs to a group: its
-    prompt. Pairs of one prompt with several seeds are no independent sample, so whole groups are resampled (bootstrap:
-    Efron, Bootstrap Methods: Another Look at the Jackknife, 1979; of clusters: Cameron, Gelbach and Miller,
-    Bootstrap-Based Improvements for Inference with Clustered Errors, 2008). If all pairs have the same prompt, pairs
-    are resampled: the interval then says nothing about other prompts.
+    Each pair of pictures has a numerator and a denominator, and belongs to a group: its prompt. If all denominators are
+    1, the ratio is the mean of the numerators. Pairs of one prompt with several seeds are no independent samples, so
+    whole groups are resampled (bootstrap: Efron, Bootstrap Methods: Another Look at the Jackknife, 1979; of clusters:
+    Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with Clustered Errors, 2008). If all pairs
+    have the same prompt, pairs are resampled. The interval then says nothing about other prompts.
 
-    The quantiles of a bootstrap of few groups lie too close together. They are moved outwards, to those at which a
-    normal distribution would give the interval of Student's t (expanded percentile interval: Hesterberg, What Teachers
-    Should Know About the Bootstrap, 2015). With two or three groups the interval is still too narrow: it cannot leave
-    the values of the groups.
+    With few groups, the 2.5 % and 97.5 % quantiles of the bootstrap give an interval that is too narrow. So quantiles
+    further out are taken; for a normally distributed mean they would give the interval of Student's t (expanded
+    percentile interval: Hesterberg, What Teachers Should Know About the Bootstrap, 2015). With two or three groups the
+    interval is still too narrow, because it cannot reach beyond the smallest and the largest ratio of a group.
     """
     names = list(dict.fromkeys(groups))
     rows = [names.index(group) for group in groups] if len(names) > 1 else list(range(len(groups)))
@@ -52,12 +52,13 @@ def ratio_interval(
 
 
 def share_interval(share: float, groups: int) -> Interval | None:
-    """Returns the 95 % confidence interval of a share, such as that of the pictures that show their prompt, or None
-    for fewer than two groups.
+    """Returns the 95 % confidence interval of a share, such as that of the pictures that show their prompt, or None for
+    fewer than two groups.
 
     `share` is 0 to 1. Each of the `groups` prompts counts as one trial, however many seeds it has, because whether a
-    picture is right depends on the prompt above all. A bootstrap has no width where all trials agree; the score
-    interval has (Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927).
+    picture is right depends on the prompt above all. The interval is the score interval (Wilson, Probable Inference,
+    the Law of Succession, and Statistical Inference, 1927). A bootstrap interval would have no width if all trials
+    agree.
     """
     if groups < 2:
         return None
@@ -68,10 +69,11 @@ def share_interval(share: float, groups: int) -> Interval | None:
 
 
 def more_groups(value: float, bound: float, limit: float, groups: int) -> int | None:
-    """Estimates how many more prompts would narrow an interval until it leaves `limit` out; 0 if it does already.
+    """Estimates how many more prompts would make a confidence interval so narrow that `limit` lies outside it. Returns
+    0 if `limit` lies outside it now, and None if the estimate is equal to `limit`.
 
-    `value` is the estimate, `bound` the interval's bound on the limit's side, and `groups` the number of prompts so
-    far. The width of an interval falls as 1 / sqrt(groups). Returns None if the estimate is the limit itself.
+    `value` is the estimate, `bound` that bound of the interval which lies on the same side of the estimate as `limit`,
+    and `groups` the number of prompts so far. The width of an interval falls as 1 / sqrt(groups).
     """
     half, distance = abs(bound - value), abs(limit - value)
     if half < distance:
@@ -80,8 +82,9 @@ def more_groups(value: float, bound: float, limit: float, groups: int) -> int | 
 
 
 def more_groups_of_share(share: float, limit: float, groups: int) -> int | None:
-    """Estimates the same as `more_groups` for a share, whose `share_interval` narrows faster near 0 and 1. Returns None
-    if more than 10 000 would be needed."""
+    """Estimates how many more prompts would make the confidence interval of a share (`share_interval`) so narrow that
+    `limit` lies outside it. `share` and `limit` are 0 to 1, and `groups` is the number of prompts so far. Returns None
+    if 10 000 prompts would not be enough."""
     for count in range(max(groups, 2), 10_000):
         bounds = share_interval(share, count)
         if bounds is None or not bounds.low <= limit <= bounds.high:

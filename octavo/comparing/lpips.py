@@ -33,7 +33,8 @@ def lpips() -> nn.Module | None:
 
 
 def st_lpips() -> nn.Module | None:
-    """Loads ST-LPIPS with AlexNet from the weights in the package stlpips-pytorch. Returns None without the package."""
+    """Loads ST-LPIPS with AlexNet, 0 for equal pictures, from the weights in the package stlpips-pytorch. Returns None
+    without the package."""
     found = importlib.util.find_spec("stlpips_pytorch")
     if found is None or not found.submodule_search_locations:
         return None
@@ -78,7 +79,8 @@ class StLpips(nn.Module):
         return F.conv2d(x, weight, bias, padding=padding)
 
     def _blurred(self, x: Tensor, name: str) -> Tensor:
-        """Blurs each channel with the network's binomial filter, 3 x 3 pixels, and keeps every second pixel."""
+        """Blurs each channel of `x` (pictures, channels, height, width) with the binomial filter, 3 x 3 pixels, that
+        the network has for the layer `name`, and keeps every second row and column."""
         return F.conv2d(
             F.pad(x, (2, 2, 2, 2), "reflect"), self.get_buffer(f"net_{name}_filt"), stride=2, groups=x.shape[1]
         )

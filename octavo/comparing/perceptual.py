@@ -20,7 +20,9 @@ Measure = Callable[[np.ndarray, np.ndarray], float | None]
 
 
 class Measured(NamedTuple):
-    """The measures of one pair, by their keys in the rows of a comparison. `text` is {} if the prompt asks for none."""
+    """The measures of one pair of pictures or videos. `values` is a dict from the key of a measure, such as "lpips", to
+    its value, None if it cannot be computed. `text` has the text that the prompt asks for, the texts in both pictures,
+    and how far these two agree; it is {} if the prompt asks for no text, or if no text can be read here."""
 
     values: dict[str, float | None]
     text: dict[str, Any]
@@ -31,7 +33,8 @@ class Perceptual:
     `missing` maps the name of each measure that was needed and is not installed to the command that installs it."""
 
     def __init__(self, device: torch.device, rate: float) -> None:
-        """`device` computes ColorVideoVDP if it is a GPU. `rate` is the frames per second of videos."""
+        """Prepares the measures; loads none yet. ColorVideoVDP is computed on `device` if that is a CUDA GPU, otherwise
+        on the CPU. `rate` is the frames per second of videos."""
         self._device, self._rate = device if device.type == "cuda" else torch.device("cpu"), rate
         self._loaded: dict[str, Any] = {}
         self.missing: dict[str, str] = {}
@@ -57,7 +60,8 @@ class Perceptual:
         return f"Not measured: {', '.join(parts)}." if parts else ""
 
     def _counts(self, name: str) -> bool:
-        """Returns whether a missing measure is worth a note: one of the two learned distances is enough."""
+        """Returns whether it is worth a note that the measure `name` is missing. LPIPS never is, because ST-LPIPS, the
+        other learned distance, replaces it; ST-LPIPS is if LPIPS is missing too. All other measures are."""
         learned = [NAMES["lpips"], NAMES["st_lpips"]]
         return name != learned[0] and (name != learned[1] or learned[0] in self.missing)
 
@@ -87,9 +91,9 @@ def _learned(network: Any) -> Measure | None:
 
 
 def _flip() -> Measure | None:
-    """Returns the mean FLIP error, 0 for equal pictures and 1 at most, seen at 67 pixels per degree (Andersson,
-    Nilsson, Akenine-Möller, Oskarsson, Åström and Fairchild, FLIP: A Difference Evaluator for Alternating Images,
-    2020), or None without the package flip-evaluator."""
+    """Returns a function that computes the mean FLIP error of pictures, 0 for equal pictures and 1 at most, for an eye
+    that sees 67 pixels per degree (Andersson, Nilsson, Akenine-Möller, Oskarsson, Åström and Fairchild, FLIP: A
+    Difference Evaluator for Alternating Images, 2020). Returns None without the package flip-evaluator."""
     if importlib.util.find_spec("flip_evaluator") is None:
         return None
     import flip_evaluator
@@ -102,8 +106,9 @@ def _flip() -> Measure | None:
 
 
 def _color_video_vdp(device: torch.device, rate: float) -> Measure | None:
-    """Returns the quality of videos in just-objectionable differences, 10 for equal ones (Mantiuk, Hanji, Ashraf,
-    Asano and Chapiro, ColorVideoVDP, 2024), or None if the package cvvdp or its torchvision cannot be imported."""
+    """Returns a function that computes on `device` the quality of a video of `rate` frames per second, in
+    just-objectionable differences, 10 for equal videos (Mantiuk, Hanji, Ashraf, Asano and Chapiro, ColorVideoVDP,
+    2024). Returns None if the package cvvdp is not installed, or if its torchvision was built for another torch."""
     try:
         import pycvvdp
     except (ImportError, RuntimeError):  # RuntimeError: torchvision was built for another torch

@@ -31,7 +31,8 @@ class Probe:
     """
 
     def __init__(self, deployed: Sequence[Deployed]) -> None:
-        """Takes quantized forms of one float denoiser, each paired with it."""
+        """Prepares the records for the quantized forms `deployed`, each of which holds the same float denoiser and a
+        quantized form of it."""
         self.clock, self.calls = Clock(), 0
         self.maximum: dict[str, dict[int, float]] = {}
         self.powers: list[dict[int, Power]] = [{} for _ in deployed]
@@ -106,8 +107,9 @@ class Probe:
 
     def _compare(self, root: str) -> Any:
         """Returns a hook that runs after each call of a float denoiser. The hook calls the quantized denoisers with the
-        same arguments, and adds the squares of the output and of each error to `powers`. `root` is the name of the
-        denoiser in the container of all float denoisers, "" if there is only one denoiser and so no container."""
+        same arguments, and adds the squares of the output and of each error to `powers`. If there are several float
+        denoisers, one module contains them all, and `root` is the denoiser's name in this module. For a single
+        denoiser, `root` is ""."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:

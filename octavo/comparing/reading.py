@@ -33,8 +33,8 @@ class Reader:
         return cls(RapidOCR(params={"Global.log_level": "error"}))
 
     def read(self, picture: np.ndarray) -> str:
-        """Returns the text in `picture`, uint8 (height, width, 3), from top to bottom, with a space between two
-        places. Returns "" if there is none."""
+        """Returns the text in `picture`, uint8 (height, width, 3), from top to bottom, with a space between the texts
+        of two places in the picture. Returns "" if there is no text."""
         return " ".join(self._engine(np.ascontiguousarray(picture[..., ::-1])).txts or ())  # rapidocr wants BGR
 
 

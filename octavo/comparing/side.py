@@ -47,9 +47,10 @@ class Side:
         self._add_cost = costs.append
 
     def add(self, pair: Pair, power: Power, cost: Cost, latents: tuple[Tensor, Tensor] | None) -> None:
-        """Adds `pair`; `power` has the squares of the denoiser's outputs and errors in this run of the pipeline, which
-        had `cost` with the quantized denoiser. `latents` are the final latents, float and quantized, None if the
-        pipeline passes none to a callback."""
+        """Adds `pair`, the pictures of one prompt and seed. `power` has the sums of squares of the float denoiser's
+        outputs and of the quantized denoiser's errors, in the sampled calls of this prompt. `cost` has the seconds and
+        the peak memory of the pipeline's run with the quantized denoiser. `latents` are the final latents of the float
+        run and of the quantized run; None if the pipeline passes no latents to a callback."""
         self.pairs.append(pair)
         self._powers.append(power)
         self._add_cost(cost)
@@ -107,8 +108,9 @@ class Side:
         return _samples([pair.row for pair in self.pairs])
 
     def _judged(self) -> dict[str, int] | None:
-        """Returns in how many pictures of each side the judge found what the prompt describes, `of` how many that it
-        can judge, and the number of independent `samples` among these; None if it can judge none."""
+        """Returns for how many pairs the picture of each side, `float` and `quantized`, shows what the prompt
+        describes, by the judge of the bundled pipeline. `of` is the number of pairs that can be judged, and `samples`
+        the number of independent samples among these pairs. Returns None if no pair can be judged."""
         rows = [pair.row for pair in self.pairs if "judged" in pair.row]
         counts = {side: sum(row["judged"][side] for row in rows) for side in ("float", "quantized")}
         return counts | {"of": len(rows), "samples": _samples(rows)} if rows else None
@@ -163,7 +165,7 @@ def _interval(
 
 
 def _sqnr(ratio: float) -> float | None:
-    """Returns an SQNR in dB, given the noise divided by the signal."""
+    """Returns the SQNR, in dB, for the ratio of noise to signal; None if there is no noise."""
     return -10.0 * math.log10(ratio) if ratio > 0.0 else None
 
 

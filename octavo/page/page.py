@@ -63,7 +63,8 @@ def page(contents: Sequence[Mapping[str, Any]], pictures: Sequence[Sequence[np.n
 
 
 def _column(index: int, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the page shows of checkpoint `index` alone, whose result is `content`."""
+    """Returns what the page shows of one checkpoint alone. `content` is the result of this checkpoint, and `index` its
+    position among the checkpoints, from 0."""
     report, totals = content["report"], content.get("totals", {})
     rows = [{"number": number, **row} for number, row in enumerate(report.get("layers", []))]
     svgs: dict[str, str | None] = {
@@ -87,7 +88,8 @@ def _column(index: int, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _interval_note(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns how the 95 % intervals were estimated, or why there are none."""
+    """Returns a note for the page on the 95 % intervals of the measures: how they were estimated, or why there are
+    none. `pairs` are the compared pairs of pictures, each with its prompt."""
     if len(pairs) < 2:
         return "One pair gives no 95 % intervals. Draw more with --limit or --seeds."
     prompts = len({pair["rows"][0]["prompt"] for pair in pairs})
@@ -102,12 +104,15 @@ def _interval_note(pairs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _badness(pair: Mapping[str, Any]) -> float:
-    """Returns the largest error among the pictures of a pair, by which the worst pairs come first on the page."""
+    """Returns the largest mean squared difference between the float picture of `pair` and the picture of any
+    checkpoint. The page shows the pairs with the largest value first."""
     return max(row["mean_square"] for row in pair["rows"])
 
 
 def _fronts(contents: Sequence[Mapping[str, Any]]) -> list[tuple[Markup, str]]:
-    """Returns the figures of error against size and against time, with their captions; [] for a single checkpoint."""
+    """Returns two figures, of error against size and of error against time, with a point for each checkpoint, and the
+    caption of each figure. The error is LPIPS or ST-LPIPS, or without them that of the pixels. Returns [] for a single
+    checkpoint."""
     if len(contents) < 2:
         return []
     totals = [content["totals"] for content in contents]
@@ -129,8 +134,9 @@ def _fronts(contents: Sequence[Mapping[str, Any]]) -> list[tuple[Markup, str]]:
 
 
 def _error(value: float | None, key: str) -> float:
-    """Returns a measure as an error, 0 for equal pictures: a PSNR as the root of the mean squared difference of the
-    pixels, in percent of 255."""
+    """Returns the `value` of the measure `key` as an error that is 0 for equal pictures. A PSNR becomes the root of the
+    mean squared difference of the pixels, in percent of 255; a learned distance, such as LPIPS, is an error already.
+    None becomes 0."""
     if key != "psnr":
         return value or 0.0
     return 0.0 if value is None else 100.0 * 10.0 ** (-value / 20.0)

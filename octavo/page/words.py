@@ -62,8 +62,9 @@ def result_text(totals: Mapping[str, Any], key: str) -> str:
 
 
 def gate_text(gate: Mapping[str, Any]) -> str:
-    """Returns the result of a gate (`comparing.gates.judged_gates`) in words: the measure, its interval, the limit, and
-    about how many more pairs would settle the gate, if the interval does not."""
+    """Returns in words whether the limit that a user set for a measure is met. `gate` is one of the dicts that
+    `comparing.gates.judged_gates` returns. The text has the measure, its interval and the limit; if the limit lies
+    inside the interval, also about how many more pairs would settle whether the limit is met."""
     key, bounds = gate["key"], interval_text(gate["key"], gate["interval"])
     name = MEASURES[key]
     if not gate["measured"]:
@@ -133,8 +134,9 @@ def verdict(content: Mapping[str, Any]) -> str:
 
 
 def results_of(content: Mapping[str, Any]) -> dict[str, str]:
-    """Returns the table of one checkpoint: a dict from the label of a measure to its value, for the terminal and for
-    the page of several checkpoints. `content` is what the page shows of the checkpoint."""
+    """Returns the table of one checkpoint's results: a dict from the label of a measure to its value as text. The
+    terminal shows it, and the page if there are several checkpoints. `content` is what the page shows of the
+    checkpoint."""
     totals, codes = content["totals"], codes_of(content)
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
     names = {"psnr": "PSNR", "ssim": "SSIM", **NAMES}

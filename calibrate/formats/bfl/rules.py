@@ -25,8 +25,9 @@ METHOD = "bfl"  # quant_method in config.json
 
 
 def refusal(kind: str, config: Mapping[str, Any]) -> str | None:
-    """Returns the reason why diffusers' `from_single_file` does not load a denoiser of the class `kind`, and what the
-    user can do; None if it loads it. `config` is not used."""
+    """Returns the reason why diffusers' `from_single_file` cannot load a denoiser of the class `kind`, with advice on
+    what to do instead; None if it can load such a denoiser. `config` is not used, but the function `refusal` of every
+    format takes it."""
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
     if kind in SINGLE_FILE_LOADABLE_CLASSES:

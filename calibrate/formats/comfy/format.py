@@ -34,8 +34,8 @@ def write(
 
 
 def unread(model: "nn.Module", modules: Collection[str]) -> Mapping[str, str]:
-    """Returns a dict from each of the attention `modules` of `model` for which ComfyUI reads no type of attention to
-    the reason."""
+    """Returns for which of the attention `modules` of `model` the attention stays float in ComfyUI, because ComfyUI
+    reads no type of attention for them from the file: a dict from the name of the module to the reason."""
     from .attention import attention_tensors
 
     return attention_tensors(modules, model)[1]

@@ -58,8 +58,9 @@ class Content(NamedTuple):
     | path     | path of the file                                                                                   |
     | tensors  | dict from tensor name to dtype, shape and byte offset                                              |
     | markers  | dict from layer name to the marker in the layer's tensor `comfy_quant`                             |
-    | metadata | dict from layer name to the marker in the file's metadata; in a file whose scales have old names   |
-    |          | such as "scale_weight", to the marker that ComfyUI makes itself; None if there are no such markers |
+    | metadata | dict from layer name to the layer's marker in the file's metadata. If the scales in the file have  |
+    |          | old names, such as "scale_weight", the file holds no markers; the dict then has the markers that   |
+    |          | ComfyUI makes for these layers. None in all other files without markers in the metadata            |
     | faults   | a sentence for each marker, or metadata, that cannot be read                                       |
     """
 

@@ -148,9 +148,9 @@ def sources_of(
 
 
 def _agree(layers: list[QuantizedLayer], parts: int) -> bool:
-    """Returns whether layers that are concatenated can be written as one 8-bit matrix: whether all are 8-bit layers of
-    one scheme with the same rotation, and in FP8 with the same scales. `parts` is the number of the layers, `layers`
-    are those that are 8-bit layers."""
+    """Returns whether layers that are concatenated can be written as one 8-bit matrix. They can if all are 8-bit layers
+    of one scheme with the same rotation, and in FP8 with the same scales. `parts` is the number of all layers to
+    concatenate; `layers` has only the 8-bit ones among them."""
     first = layers[0]
     alike = len(layers) == parts and all(
         layer.scheme == first.scheme and same_transform(layer.transform, first.transform) for layer in layers[1:]

@@ -80,8 +80,9 @@ def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
 
 
 def _groups(weight: tuple[int, ...], multiplier: tuple[int, ...]) -> int:
-    """Returns the number of groups with which a convolution's multiplier fits its weight, given the shapes of both; 1
-    for a linear layer, and if it fits with no number of groups."""
+    """Returns the number of groups of a convolution, found from two shapes: that of its weight (out, in / groups,
+    height, width), and that of the multiplier of its input, which has one number for each input channel. Returns 1 for
+    a linear layer, and if no number of groups fits both shapes."""
     groups, rest = divmod(math.prod(multiplier), weight[1])
     return groups if len(weight) == 4 and groups and not rest and not weight[0] % groups else 1
 

@@ -54,15 +54,16 @@ def algorithm(config: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def ignored(kind: str, scheme: str, linears: Sequence[str], codes: Collection[str]) -> list[str]:
-    """Returns the entry `ignore` of the quantization_config: the names of all float layers, by their names in diffusers
-    and in each consumer. `linears` are the names of all linear layers of the model class `kind`, `codes` those of the
-    layers in FP8.
+    """Returns the entry `ignore` of the quantization_config: the names of all float layers, in diffusers and in each
+    runtime that reads the checkpoint. `kind` is the class of the model, `linears` are the names of all its linear
+    layers in diffusers, and `codes` those of the layers in FP8. `scheme` is the scheme of the FP8 layers; only static
+    ones are written for SGLang besides vLLM-Omni.
 
     vLLM-Omni keeps every layer float whose name contains an entry: "proj_out" would also keep each
-    single_transformer_blocks.N.proj_out. If the name of a float layer would keep an FP8 layer float in
-    this way, it gets a * at the end. So do the names that this layer has in the other runtimes, and the names of the
-    layers that are joined with it. vLLM-Omni and SGLang compare an entry with a * only with the beginning of a name, so
-    it keeps no other layer float. `scheme` is the scheme of the FP8 layers: SGLang counts only for some schemes.
+    single_transformer_blocks.N.proj_out. If an entry would keep an FP8 layer float in this way, a * is appended to the
+    entry. vLLM-Omni and SGLang compare an entry with a * only with the beginning of a name, so it keeps no other layer
+    float. The * is also appended to the other names of the same layer, and to the names of the layers that vLLM-Omni
+    joins with it.
     """
     vllm, models = VLLM_OMNI[kind], consumers(kind, scheme)
     held = {vllm.name(name) for name in codes if vllm.holds(name)}
