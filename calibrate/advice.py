@@ -24,6 +24,7 @@ from .replay.calls import evenly_spaced
 from .replay.output_shares import SAVED, output_shares
 from .replay.sqnr import Power, outputs, powers_of, total
 from .replay.work import Work
+from .report_file import calls_text
 from .settings import Settings
 
 MIN_GAIN = 0.5  # dB; advice that brings less is not given
@@ -64,9 +65,7 @@ def find(
     count = part.selection.observations.calls
     if count < MIN_CALLS or not part.positions or settings.fallback or settings.budget is not None:
         return {}, None
-    training = set(part.selection.observations.current.training)
-    held = [index for index, position in enumerate(part.positions) if position not in training]
-    indices = held or list(range(len(part.positions)))
+    indices, held_out = part.selection.observations.current.held_out_or_all(part.positions)
     calls = [indices[i] for i in evenly_spaced(len(indices), max(_FEWEST, count // _PER_CALL[0]))]
     estimated = evenly_spaced(len(calls), min(_MOST_ESTIMATED, max(1, count // _PER_CALL[1])))
     shares = _shares(model, part, plan, {calls[i] for i in estimated}, work)
@@ -79,7 +78,7 @@ def find(
         return shares, None
     left = tuple(name for name in plan.quantized if name not in fewer.quantized)
     floats = all_names({name: layer_at(model, name) for name in left}, model)
-    return shares, Trial(patterns_of(names, plan), left, floats, tuple(calls), bool(held))
+    return shares, Trial(patterns_of(names, plan), left, floats, tuple(calls), held_out)
 
 
 def _shares(model: nn.Module, part: Part, plan: Plan, indices: Collection[int], work: Work) -> dict[str, float]:
@@ -221,10 +220,9 @@ def advice_line(advice: Mapping[str, Any] | None) -> str | None:
     if not advice:
         return None
     options = " ".join(f"--keep-float {shlex.quote(pattern)}" for pattern in advice["keep_float"])
-    count, calls = advice["layers"], advice["calls"]
+    count = advice["layers"]
     layers = "1 layer stays" if count == 1 else f"{count} layers stay"
-    measured = f"{calls} {'held-out ' if advice['held_out'] else ''}call{'s' if calls > 1 else ''}"
     return (
         f"Advice: add {options}. {layers} float, which costs {size(advice['bytes'])} and raises the output SQNR by "
-        f"{advice['gain']:.1f} dB, measured on {measured}."
+        f"{advice['gain']:.1f} dB, measured on {calls_text(advice)}."
     )

@@ -27,7 +27,7 @@ from .plan import Plan, layer_at
 from .preparation.batch_norms import FoldedModel, fold_norms
 from .preparation.dtype_casts import layers_with_cast_inputs
 from .preparation.weight_reads import weights_used_elsewhere
-from .replay.calls import Calls, Progress, first, silent
+from .replay.calls import Calls, Progress, evenly_spaced, first, silent
 from .replay.sqnr import Power, outputs, powers_of, total
 from .replay.work import Work
 from .report import Findings, report_of, with_mixture
@@ -132,15 +132,12 @@ def _attention(
     held-out measured calls, or among all if none is held out."""
     if settings.attention == "off":
         return (), {}
-    training = set(part.selection.observations.current.training)
-    held_out = [index for index, position in enumerate(part.positions) if position not in training]
-    among = held_out or list(range(len(part.positions)))
-    count = min(len(among), _ATTENTION_CALLS)
-    picked = {among[(2 * index + 1) * len(among) // (2 * count)] for index in range(count)}
+    among, held_out = part.selection.observations.current.held_out_or_all(part.positions)
+    picked = {among[index] for index in evenly_spaced(len(among), _ATTENTION_CALLS)}
     with work.watch.stage("attention"):
         calls = (call for index, call in enumerate(part.measured()) if index in picked)
         rows = attention_errors(model, calls, ranks=work.ranks)
-    return rows, {"attention": attention_section(rows, count, held_out=count if held_out else 0)}
+    return rows, {"attention": attention_section(rows, len(picked), held_out=len(picked) if held_out else 0)}
 
 
 def _findings(part: Part, output: Sequence[Power]) -> Findings:

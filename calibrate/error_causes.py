@@ -65,10 +65,10 @@ class ErrorCauses:
     `positions` are the positions of the measured calls among the calibration calls."""
 
     def __init__(self, current: CurrentCall, positions: Sequence[int], work: Work) -> None:
-        held = [position for position in positions if position not in set(current.training)]
-        self._positions, self._calls = positions, set(held or positions)
+        indices, self.held_out = current.held_out_or_all(positions)
+        self._positions, self._calls = positions, {positions[index] for index in indices}
         self._levels, self._work = current.levels, work
-        self.held_out, self.edges = bool(held), edges_of(current.levels.values())
+        self.edges = edges_of(current.levels.values())
         self._bin: int | None = None
         self.records: Records = {}
 

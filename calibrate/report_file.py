@@ -54,6 +54,13 @@ _REPORT: Kind = fields(
 )
 
 
+def calls_text(section: Mapping[str, Any]) -> str:
+    """Returns the number of the calls that a section of report.json was measured on, as a text such as "3 held-out
+    calls". `section` has this number as `calls`; `held_out` is true, or not 0, if these calls are held out."""
+    count = section["calls"]
+    return f"{count} {'held-out ' if section['held_out'] else ''}{'call' if count == 1 else 'calls'}"
+
+
 def report_bytes(report: Mapping[str, Any]) -> bytes:
     """Serializes a report as the content of report.json."""
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..report_file import calls_text
 from .measure import AttentionRow
 from .names import ATTENTION_TYPES, BOUND
 
@@ -90,18 +91,12 @@ def _line(name: str, entries: Sequence[Mapping[str, Any]], section: Mapping[str,
     below the bound with their lowest and highest SQNR."""
     mixed = counted(entry["type"] for entry in entries if entry["type"])
     text = f"Attention in format {name}: {mixed} of {len(entries)} modules with at least {section['bound']:g} dB in "
-    text += f"every head on {measured_calls(section)}"
+    text += f"every head on {calls_text(section)}"
     low = sorted(entry["worst"] for entry in entries if entry["reason"] == BELOW)
     others = [f"{len(low)} with {low[0]:.1f} to {low[-1]:.1f} dB"] if low else []
     reasons = Counter(entry["reason"] for entry in entries if entry["reason"] not in (None, BELOW))
     others += [f"{count} because it {reason}" for reason, count in reasons.items()]
     return f"{text}; float: {', '.join(others)}." if others else f"{text}."
-
-
-def measured_calls(section: Mapping[str, Any]) -> str:
-    """Returns on how many calls the error was measured, in words, from the entry `attention` of report.json."""
-    count = section["calls"]
-    return f"{count} {'held-out ' if section['held_out'] else ''}{'call' if count == 1 else 'calls'}"
 
 
 def counted(types: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,6 +87,13 @@ class CurrentCall:
     def held_out_count(self, positions: Iterable[int]) -> int:
         """Returns the number of held-out calls among those at `positions`."""
         return len(set(positions).difference(self.training))
+
+    def held_out_or_all(self, positions: Sequence[int]) -> tuple[list[int], bool]:
+        """Returns the indices in `positions` of the held-out calls, and True; the indices of all calls, and False, if
+        none of them is held out."""
+        training = set(self.training)
+        held_out = [index for index, position in enumerate(positions) if position not in training]
+        return held_out or list(range(len(positions))), bool(held_out)
 
     def _named(self, call: Call) -> dict[str, Any]:
         try:

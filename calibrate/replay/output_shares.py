@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from octavo.capture.errors import OctavoError
 
 from ..layers.modules import QuantizedLayer
-from ..layers.noise_level import attach
 from .calls import Call, Stopped, evaluating, run
-from .hooks import hooked, input_of
-from .sqnr import at_noise_level, tensors_in
+from .sqnr import beside, tensors_in
 
 SAVED = 1 << 30  # bytes that a backward pass may always keep in memory, also for a model that is smaller than this
 
@@ -61,7 +59,7 @@ def output_shares(
     backward pass. Returns None if the backward pass would keep more than `limit` bytes in memory, or does not work on
     this model or device, or if the output has no error.
     """
-    with evaluating(model), _changing(model, makers, lambda name, output, other: other):
+    with evaluating(model), beside(model, makers, lambda *seen: seen[-1]):
         pairs = zip(tensors_in(run(model, call, 0)), exact, strict=True)
         errors = [other - own.to(other.device) for other, own in pairs]
     largest = max((float(error.abs().max()) for error in errors if error.numel()), default=0.0)
@@ -72,12 +70,12 @@ def output_shares(
     def add(name: str, product: float) -> None:
         shares[name] += product
 
-    def track(name: str, output: Tensor, other: Tensor) -> Tensor:
+    def track(name: str, module: nn.Module, layer: QuantizedLayer, x: Tensor, output: Tensor, other: Tensor) -> Tensor:
         return cast(Tensor, _Product.apply(output, leaf, other - output.detach(), partial(add, name)))
 
     try:
         with evaluating(model), torch.enable_grad():
-            with _limited(model, limit), _changing(model, makers, track):
+            with _limited(model, limit), beside(model, makers, track):
                 outputs = tensors_in(run(model, call, 0))
             used = [(y, error / largest) for y, error in zip(outputs, errors, strict=True) if y.requires_grad]
             torch.autograd.grad([y for y, _ in used], leaf, [error for _, error in used])
@@ -85,34 +83,6 @@ def output_shares(
         return None
     whole = sum(shares.values())
     return {name: share / whole for name, share in shares.items()} if whole > 0.0 else None
-
-
-@contextmanager
-def _changing(
-    model: nn.Module,
-    makers: Mapping[str, Callable[[], QuantizedLayer]],
-    change: Callable[[str, Tensor, Tensor], Tensor],
-) -> Iterator[None]:
-    """Replaces the outputs of float layers, inside the `with` statement, by what `change` returns for the name of the
-    layer, its float output, and the output of the 8-bit layer for the same input. An 8-bit layer is made when it runs
-    and freed afterwards, so that only one of them is in memory."""
-
-    def hook_for(name: str, make: Callable[[], QuantizedLayer]) -> Callable[..., Tensor]:
-        def compute(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-            if not output.numel():
-                return output
-            with torch.no_grad(), at_noise_level(layer := make(), noise):
-                other = layer(input_of(args, kwargs))
-            return change(name, output, other)
-
-        return compute
-
-    noise, detach = attach(model)
-    try:
-        with hooked(model, after={name: hook_for(name, make) for name, make in makers.items()}):
-            yield
-    finally:
-        detach()
 
 
 @contextmanager

@@ -124,6 +124,43 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 
 @contextmanager
+def beside(
+    model: nn.Module,
+    makers: Mapping[str, Callable[[], QuantizedLayer]],
+    see: Callable[[str, nn.Module, QuantizedLayer, Tensor, Tensor, Tensor], Tensor | None],
+) -> Iterator[None]:
+    """Runs, inside the `with` statement, 8-bit layers beside float layers of `model`, on the same inputs. `makers` is a
+    dict from layer name to a function that returns the 8-bit layer, which is made when the float layer runs and freed
+    afterwards.
+
+    `see` is called for each input that is not empty, with the name of the layer, the float layer, the 8-bit layer, the
+    input, the float output and the output of the 8-bit layer. If it returns a tensor, that is the output of the layer;
+    if it returns None, the output stays the float one.
+    """
+
+    def hook_for(name: str, make: Callable[[], QuantizedLayer]) -> Callable[..., Tensor | None]:
+        def run_beside(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor | None:
+            if not output.numel():
+                return None
+            layer, x = make(), input_of(args, kwargs)
+            with at_noise_level(layer, noise):
+                with torch.no_grad():
+                    other = layer(x)
+                return see(name, module, layer, x, output, other)
+
+        return run_beside
+
+    noise, detach = attach(model)
+    try:
+        with hooked(model, after={name: hook_for(name, make) for name, make in makers.items()}):
+            yield
+    finally:
+        detach()
+
+
+@contextmanager
 def comparing(
     model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]], also: Callable[..., None] | None = None
 ) -> Iterator[dict[str, Power]]:
@@ -135,23 +172,13 @@ def comparing(
     """
     powers = {name: Power() for name in layer_of}
 
-    def hook_for(name: str, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
-        def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-            if output.numel():
-                layer, x = make(), input_of(args, kwargs)
-                with at_noise_level(layer, noise):
-                    powers[name].add(output, other := layer(x))
-                    if also is not None:
-                        also(name, module, layer, x, output, other)
+    def compare(name: str, module: nn.Module, layer: QuantizedLayer, x: Tensor, output: Tensor, other: Tensor) -> None:
+        powers[name].add(output, other)
+        if also is not None:
+            also(name, module, layer, x, output, other)
 
-        return compare
-
-    noise, detach = attach(model)
-    try:
-        with hooked(model, after={name: hook_for(name, make) for name, make in layer_of.items()}):
-            yield powers
-    finally:
-        detach()
+    with beside(model, layer_of, compare):
+        yield powers
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from octavo.calibrate.attention.choice import attention_lines, counted, measured_calls
+from octavo.calibrate.attention.choice import attention_lines, counted
 from octavo.calibrate.attention.rotations import NONE
+from octavo.calibrate.report_file import calls_text
 
 from ..terminal import Terminal, count_of
 
@@ -25,7 +26,7 @@ def show_attention(section: dict[str, Any], terminal: Terminal, most: int = 10) 
     )
     if "written" not in section:
         terminal.say(
-            f"Attention on {measured_calls(section)}: {counted(section['types'].values())} of "
+            f"Attention on {calls_text(section)}: {counted(section['types'].values())} of "
             f"{count_of(len(rows), 'module')} with at least {section['bound']:g} dB in every head."
         )
     for line in attention_lines(section):

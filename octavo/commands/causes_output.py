@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..terminal import Terminal, count_of
+from octavo.calibrate.report_file import calls_text
+
+from ..terminal import Terminal
 
 
 def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
@@ -12,7 +14,6 @@ def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
     noise level. Each row has the SQNR of the layers and the shares of the causes in their error. The table by kind also
     has the estimated share of each kind in the error of the model's output, if that was estimated."""
     section = report["causes"]
-    held_out = "held-out " if section["held_out"] else ""
     columns = ["layers", "SQNR", *section["names"]]
     of_output = {row["name"]: row["output_share"] for row in report["layers"] if "output_share" in row}
     by_kind = {
@@ -20,7 +21,7 @@ def show_causes(report: dict[str, Any], terminal: Terminal) -> None:
         for kind in section["kinds"]
     }
     terminal.table(
-        f"Causes of the layers' errors on {count_of(section['calls'], held_out + 'call')}, by kind of layer",
+        f"Causes of the layers' errors on {calls_text(section)}, by kind of layer",
         ["kind", *columns, *(["share in the output's error"] if of_output else [])],
         [
             [row["kind"], *_cells(row), *([_percent(by_kind[row["kind"]])] if of_output else [])]

@@ -19,7 +19,7 @@ from octavo.prompts import read_prompts
 
 from ..checkpoints import check_deployed, loras_of
 from ..comparing.comparison import Comparison, judgeable
-from ..comparing.gates import judged_gates
+from ..comparing.gates import judged_gates, meets
 from ..comparing.perceptual import can_measure_lpips
 from ..joined_checkpoints import load_joined, places_in
 from ..page import page
@@ -157,12 +157,11 @@ def _refuse_missed(contents: Sequence[dict]) -> None:
         names = dict.fromkeys(name for name, _ in missed)
         lines = [f"{name}: {'; '.join(gate_text(gate) for out, gate in missed if out == name)}" for name in names]
         # a limit that the estimate meets is missed for lack of pairs
-        few = all(gate["more"] and gate["by"] == "worst" and _met(gate) for _, gate in missed)
+        few = all(
+            gate["more"] and gate["by"] == "worst" and meets(gate["value"], gate["bar"], gate["at_most"])
+            for _, gate in missed
+        )
         remedy = (
             "Draw more pairs with --limit or --seeds" if few else "Calibrate again with --accuracy balanced or best"
         )
         raise OctavoError(f"{'. '.join(lines)}. {remedy}.")
-
-
-def _met(gate: dict) -> bool:
-    return gate["value"] <= gate["bar"] if gate["at_most"] else gate["value"] >= gate["bar"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from octavo.capture.progress import duration
+from octavo.capture.tensors import dtype_name
 
 from ..comparing.comparison import Comparison
 from ..comparing.gates import judged_gates
@@ -24,7 +25,7 @@ def contents_of(comparison: Comparison, options: CompareOptions, source: str) ->
         "component": comparison.sides[0].deployed.component,
         "pipeline": type(comparison.pipe).__name__,
         "surroundings": {
-            "dtype": str(comparison.dtype).removeprefix("torch."),
+            "dtype": dtype_name(comparison.dtype),
             **surroundings(comparison.device, comparison.dtype),
         },
         "prompts_source": source,

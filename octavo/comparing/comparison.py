@@ -169,4 +169,5 @@ def _judged(prompt: str, exact: np.ndarray, other: np.ndarray) -> dict[str, Any]
     """
     if exact.shape != (1, SIZE, SIZE, 3) or not judgeable(prompt):
         return {}
-    return {"judged": {"float": judge(exact[0]) == parse(prompt), "quantized": judge(other[0]) == parse(prompt)}}
+    scene = parse(prompt)
+    return {"judged": {"float": judge(exact[0]) == scene, "quantized": judge(other[0]) == scene}}

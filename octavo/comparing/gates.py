@@ -3,6 +3,7 @@ of a measure or a bound of its 95 % interval."""
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from .intervals import more_groups, more_groups_of_share
@@ -17,6 +18,11 @@ class Limit(NamedTuple):
     bar: float
     keys: Sequence[str]
     at_most: bool = False
+
+
+def meets(value: float, bar: float, at_most: bool) -> bool:
+    """Returns whether `value` is allowed: `bar` is the highest allowed value if `at_most`, otherwise the lowest."""
+    return value <= bar if at_most else value >= bar
 
 
 def judged_gates(
@@ -57,10 +63,7 @@ def _judged_gate(limit: Limit, totals: Mapping[str, Any], by: str, samples: int)
     # no difference, None, is better than any number
     low, high, middle = (math.inf if number is None else number for number in (*(bounds or (value, value)), value))
     worst, best = (high, low) if limit.at_most else (low, high)
-
-    def met(number: float) -> bool:
-        return number <= limit.bar if limit.at_most else number >= limit.bar
-
+    met = partial(meets, bar=limit.bar, at_most=limit.at_most)
     settled = bounds is not None and met(worst) == met(best)
     more: int | None = 0
     if not settled:

@@ -2,14 +2,15 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.replay.sqnr import Power
+from octavo.calibrate.replay.sqnr import Power, total
+from octavo.capture.tensors import dtype_name
 
 from ..checkpoints import Deployed
 from .image_metrics import psnr
@@ -43,8 +44,8 @@ class Side:
         self.deployed, self.sizes = deployed, sizes(deployed, dtype)
         self.pairs: list[Pair] = []
         self._final, self._powers = Power(), list[Power]()
-        self._costs: dict[str, Sequence[Cost]] = {"float": floats, "quantized": (costs := list[Cost]())}
-        self._add_cost = costs.append
+        self._quantized_costs: list[Cost] = []
+        self._costs: dict[str, Sequence[Cost]] = {"float": floats, "quantized": self._quantized_costs}
 
     def add(self, pair: Pair, power: Power, cost: Cost, latents: tuple[Tensor, Tensor] | None) -> None:
         """Adds `pair`, the pictures of one prompt and seed. `power` has the sums of squares of the float denoiser's
@@ -53,7 +54,7 @@ class Side:
         run and of the quantized run; None if the pipeline passes no latents to a callback."""
         self.pairs.append(pair)
         self._powers.append(power)
-        self._add_cost(cost)
+        self._quantized_costs.append(cost)
         if latents is not None:
             self._final.add(*latents)
 
@@ -66,7 +67,7 @@ class Side:
         """
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
-        outputs = sum_of(self._powers)
+        outputs = total(self._powers)
         return {
             "psnr": psnr(statistics.fmean(row["mean_square"] for row in rows)),
             **{key: _mean([row[key] for row in rows]) for key in _MEANS},
@@ -142,15 +143,7 @@ def sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
 
     with deployed.installed() as quantized:
         other = count_bytes(quantized)
-    return {"float": count_bytes(deployed.module), "quantized": other, "dtype": str(dtype).removeprefix("torch.")}
-
-
-def sum_of(powers: Iterable[Power]) -> Power:
-    """Returns the sum of `powers`, the signal and noise power over all of their tensors."""
-    total = Power()
-    for power in powers:
-        total = total.plus(power)
-    return total
+    return {"float": count_bytes(deployed.module), "quantized": other, "dtype": dtype_name(dtype)}
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> int:

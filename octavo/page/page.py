@@ -15,10 +15,9 @@ from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
-from ..comparing.perceptual import NAMES
 from ..terminal import size
 from . import figures
-from .words import FILTERS, MEASURES, codes_of, percent, results_of
+from .words import FILTERS, MEASURES, PICTURE_MEASURES, codes_of, percent, results_of
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -56,7 +55,7 @@ def page(contents: Sequence[Mapping[str, Any]], pictures: Sequence[Sequence[np.n
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=first, columns=[_column(index, content) for index, content in enumerate(contents)],
         pairs=sorted(pairs, key=_badness, reverse=True), heat=svg and Markup(svg), fronts=_fronts(contents),
-        names={"ssim": "SSIM", **NAMES}, hints=_HINTS, interval_note=_interval_note(pairs),
+        names=PICTURE_MEASURES, hints=_HINTS, interval_note=_interval_note(pairs),
         pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()

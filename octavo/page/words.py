@@ -9,11 +9,11 @@ from ..comparing.gates import value_of
 from ..comparing.perceptual import NAMES
 from ..terminal import count_of, size
 
-# key in the totals of a comparison -> name of the measure
+# key in the totals of a comparison -> name of the measure: those of pictures besides the PSNR, and all
+PICTURE_MEASURES = {"ssim": "SSIM", **NAMES}
 MEASURES = {
     "psnr": "PSNR",
-    "ssim": "SSIM",
-    **NAMES,
+    **PICTURE_MEASURES,
     "judged": "share of pictures that show the prompt",
     "output_sqnr": "SQNR",
 }
@@ -139,12 +139,10 @@ def results_of(content: Mapping[str, Any]) -> dict[str, str]:
     checkpoint."""
     totals, codes = content["totals"], codes_of(content)
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
-    names = {"psnr": "PSNR", "ssim": "SSIM", **NAMES}
-    rows = {
-        f"{name} of the pictures": result_text(totals, key)
-        for key, name in names.items()
-        if key == "psnr" or totals[key] is not None
-    }
+    rows = {"PSNR of the pictures": result_text(totals, "psnr")}
+    for key, name in PICTURE_MEASURES.items():
+        if totals[key] is not None:
+            rows[f"{name} of the pictures"] = result_text(totals, key)
     if judged:
         rows["pictures that show the prompt, float"] = f"{judged['float']} of {judged['of']}"
         bounds = interval_text("judged", totals["intervals"].get("judged"))

@@ -1,33 +1,13 @@
 """Defines the `Format` object of the format `bfl`. Importing this module needs no torch."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from octavo.capture.files import Modes
 
 from ...layers.schemes import FP8_DYNAMIC
 from ..diffusers.directory import MODEL_FILES, Model, find_intact
-from ..record import Deployment, Description, Format
+from ..record import Description, Format, model_writer
 from .check import CONSUMER, check, fp8_layers
 from .rules import METHOD, kept_float, refusal
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ...layers.modules import QuantizedLayer
-
-
-def write(
-    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
-) -> None:
-    """Writes config.json and the weight file of `model`, with the FP8 `layers` in place of its float layers, into
-    `directory`. `modes` has the permissions of new files. Takes from `deployment` the float parameters that smoothing
-    factors were folded into."""
-    from .write import write_bfl
-
-    write_bfl(layers, model, directory, modes, parameters=deployment.parameters)
 
 
 def describe(path: Path) -> Description:
@@ -45,7 +25,7 @@ FORMATS = (
     Format(
         name="bfl",
         files=MODEL_FILES,
-        writer=write,
+        writer=model_writer("octavo.calibrate.formats.bfl.write:write_bfl"),
         schemes=(FP8_DYNAMIC,),
         mixed=False,
         consumer=CONSUMER,

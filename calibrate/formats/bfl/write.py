@@ -12,7 +12,7 @@ from octavo.capture.tensors import Planned
 
 from ...layers.modules import QuantizedLayer
 from ...layers.schemes import FP8_DYNAMIC
-from ..diffusers.write import NONE, config_of, write_config, write_weights
+from ..diffusers.write import NONE, SHARD, config_of, write_config, write_weights
 from ..linears import check_linears, linear_tensors
 from .rules import METHOD
 
@@ -24,12 +24,14 @@ def write_bfl(
     modes: Modes,
     *,
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
+    shard: int = SHARD,
 ) -> None:
     """Writes config.json and the weights of `model`, in one file, with the FP8 `layers` in place of its float layers,
     into an existing directory. `modes` has the permissions of new files.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
-    the new value. Raises UsageError for a layer that the format cannot hold and for a model that is not a diffusers
+    the new value. `shard`, the largest size of a file in other formats, is not used: `from_single_file` reads one file.
+    Raises UsageError for a layer that the format cannot hold and for a model that is not a diffusers
     model, NumbersError for a number to be written that is not finite.
     """
     config = config_of(model)
