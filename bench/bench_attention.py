@@ -19,6 +19,7 @@ from torch import Tensor
 
 from octavo.calibrate.runtime.choice import attention_for, size_class
 from octavo.calibrate.runtime.operators import attended
+from octavo.capture.tensors import dtype_name
 
 CASES = [  # heads, rows, keys, width
     (24, 1357, 1357, 64),
@@ -78,7 +79,7 @@ def main() -> None:
                     results = [function(*inputs).double() for function in functions.values()]
                     errors = [f"{float((result - exact).norm() / exact.norm()):.2g}" for result in results]
                 choice = attention_for(dtype, size_class(case[1] * case[2]), "auto")
-                name = str(dtype).removeprefix("torch.")
+                name = dtype_name(dtype)
                 print(f"| {case} | {queries:g} | {name} | {cells} | {choice} | {' | '.join(errors)} |", flush=True)
 
 

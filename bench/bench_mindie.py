@@ -33,6 +33,7 @@ from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.schemes import MXFP8
 from octavo.calibrate.result import Result
 from octavo.capture.files import Modes
+from octavo.capture.tensors import dtype_name
 from tests.helpers import npu_mx_standin, npu_standin
 from tests.zoo.hard_sd3 import Call, calibrated, hard, prompts
 
@@ -141,7 +142,7 @@ def print_row(package: ModuleType, way: str, dtype: torch.dtype, smoothing: bool
     differing = int((outputs(theirs, calls, step) != ours).sum())
     with other_operators():
         other = int((outputs(theirs, calls, step) != ours).sum())
-    cells = way, str(dtype).removeprefix("torch."), "yes" if smoothing else "no", len(result.layers)
+    cells = way, dtype_name(dtype), "yes" if smoothing else "no", len(result.layers)
     print(f"| {' | '.join(map(str, cells))} | {differing} of {ours.numel()} | {other} |", flush=True)
 
 

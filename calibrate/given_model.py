@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from octavo.capture.errors import UsageError
+from octavo.capture.tensors import dtype_name
 from octavo.capture.wrappers import inside
 
 from .layers.install import swapped
@@ -115,7 +116,7 @@ def _check_hooks(model: nn.Module) -> None:
             call = "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model).remove_hook('group_offloading')"
             raise UsageError(f"{fact}. Remove the hooks first: {call}.")
         if (hook := hooks.get("layerwise_casting")) is not None:
-            dtype = str(hook.storage_dtype).removeprefix("torch.")
+            dtype = dtype_name(hook.storage_dtype)
             fact = f"{type(model).__name__}: layerwise casting keeps its weights in {dtype}"
             raise UsageError(f"{fact}. Load the model again, without enable_layerwise_casting().")
 
@@ -147,7 +148,7 @@ def check_model(model: nn.Module) -> None:
 def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
     """Raises UsageError for `weight`, which is not a float parameter: it is sharded or already quantized. `name` is the
     name of the weight, `owner` the class of its layer."""
-    kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
+    kind, dtype = type(weight).__name__, dtype_name(weight.dtype)
     if kind == "DTensor":
         raise UsageError(f"{name}: is sharded over several processes. Pass the whole model, before sharding.")
     raise UsageError(f"{name}: is already quantized (a {kind} of {dtype} in a {owner}). Pass the float model.")

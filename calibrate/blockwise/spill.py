@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.capture.files import OutputFile, scratch, storage
 from octavo.capture.store.blobs import memory_of
 from octavo.capture.store.headers import Stored
-from octavo.capture.tensors import read_tensor, torch_dtype
+from octavo.capture.tensors import dtype_name, read_tensor, torch_dtype
 
 from ..replay.calls import replaced
 
@@ -61,7 +61,7 @@ class SpillFile:
         stride = on_cpu.stride() if 0 not in on_cpu.stride() else contiguous.stride()
         with storage(self.path):
             self._sink.write(memory_of(contiguous))
-        stored = Stored(str(on_cpu.dtype).removeprefix("torch."), tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
+        stored = Stored(dtype_name(on_cpu.dtype), tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
         self._offset += on_cpu.nbytes
         return SpilledTensor(self.path, stored, stride)
 

@@ -15,6 +15,7 @@ from ..sealed import open_regular
 from ..space import check_space
 from ..store.layout import Call
 from ..store.writer import CaptureWriter
+from ..tensors import dtype_name
 from .pickles import (
     DATA_PICKLE,
     LEGACY_MAGIC,
@@ -139,7 +140,7 @@ def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
     sizes: Counter[str] = Counter()
     for tensor in _tensors(sample):
         if tensor.is_floating_point():
-            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+            sizes[dtype_name(tensor.dtype)] += tensor.numel()
     return max(sizes, key=lambda name: sizes[name], default=None)
 
 

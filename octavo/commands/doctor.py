@@ -13,6 +13,7 @@ from octavo.calibrate.native import kernels
 from octavo.calibrate.runtime.attention import CANDIDATES, DTYPES
 from octavo.calibrate.runtime.choice import choose_attention, fastest, times_of
 from octavo.calibrate.runtime.rates import rates
+from octavo.capture.tensors import dtype_name
 
 from ..comparing.machine import instruction_sets, processor
 from ..terminal import Terminal
@@ -89,7 +90,7 @@ def _unit(dtype: str) -> str:
 def _show_attention(terminal: Terminal) -> None:
     rows = []
     for dtype in DTYPES:
-        name, times = str(dtype).removeprefix("torch."), times_of(dtype)
+        name, times = dtype_name(dtype), times_of(dtype)
         for size, seconds in times.attention.items():
             choice = choose_attention(times, size)
             rows.append([name, size, *(_milliseconds(seconds, each) for each in CANDIDATES), choice])
@@ -100,7 +101,7 @@ def _show_attention(terminal: Terminal) -> None:
 def _show_float_layers(terminal: Terminal) -> None:
     rows = []
     for dtype in DTYPES[1:]:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         for kind, seconds in times_of(dtype).products.items():
             choice = fastest(seconds)
             rows.append([name, kind, *(_milliseconds(seconds, each) for each in (name, "float32")), choice])

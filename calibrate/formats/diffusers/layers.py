@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import MisfitError
+from octavo.capture.tensors import dtype_name
 
 from ...layers.inputs import INPUTS, RULES
 from ...layers.modules import QuantizedLayer, build
@@ -26,7 +27,7 @@ def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
     names.
     """
     dtype = next((layer.dtype for layer in layers.values()), torch.float32)
-    return Structure(str(dtype).removeprefix("torch."), {name: _kind(layer) for name, layer in layers.items()})
+    return Structure(dtype_name(dtype), {name: _kind(layer) for name, layer in layers.items()})
 
 
 def _kind(layer: QuantizedLayer) -> LayerKind:

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from octavo.capture.tensors import dtype_name
+
 from ...layers.modules import QuantizedLayer
 
 _CODES: dict[str, Any] = {"_type": "torch.dtype", "_data": "float8_e4m3fn"}
@@ -40,7 +42,7 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
             "mm_config": product,
             "act_quant_kwargs": None if layer.weight_only else _inputs(layer.dtype),
             "kernel_preference": _AUTO,
-            "dtype": {"_type": "torch.dtype", "_data": str(layer.dtype).removeprefix("torch.")},
+            "dtype": {"_type": "torch.dtype", "_data": dtype_name(layer.dtype)},
         },
         "_tensor_data_names": ["qdata", "scale"],
     }

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
-from octavo.capture.tensors import Planned
+from octavo.capture.tensors import Planned, dtype_name
 
 from ...layers.install import names_of
 from ...layers.modules import QuantizedLayer, QuantizedLinear
@@ -183,7 +183,7 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
             "act_quant_kwargs": None if layer.weight_only else {"_type": "QuantizeTensorToInt8Kwargs", "_data": kwargs},
             "reduce_range": False,
             "block_size": [1, layer.weight.shape[1]],
-            "dtype": {"_type": "torch.dtype", "_data": str(layer.dtype).removeprefix("torch.")},
+            "dtype": {"_type": "torch.dtype", "_data": dtype_name(layer.dtype)},
         },
         "_tensor_data_names": [*optional, "qdata", "scale"],
     }
