@@ -47,6 +47,7 @@ LEAST = 200  # pictures with a shorter side than this are left out
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, from the package's description
 ROWS: dict[str, dict[str, Any]] = {
     **RECIPES,
+    "balanced, first convolution float": RECIPES["balanced"] | {"keep_float": ("_conv_stem",)},
     "plain, dynamic": {"activations": "dynamic"},
     "plain, weight-only": {"activations": "float"},
     "balanced, weight-only": RECIPES["balanced"] | {"activations": "float"},

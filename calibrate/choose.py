@@ -107,28 +107,24 @@ def choose(
         observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
-    surveys = _judging(surveys, choices, settings)
+    surveys = {name: survey for name, survey in surveys.items() if name in choices}
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
         usable, some = {name: choices[name] for name in surveys}, partial(calls_at, calls, summed)
         with work.watch.stage("weights"):
             choices |= choose_weights(model, usable, surveys, some, settings.method, work, sums_memory())
-    choices, rows = guarded(model, choices, surveys, settings, work)
+    choices, rows = guarded(model, choices, _judging(surveys, settings), settings, work)
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
     return Selection(choices, reasons, nearest, observations, survey, summed, levels, tuple(rows))
 
 
-def _judging(surveys: Mapping[str, Survey], choices: Mapping[str, Choice], settings: Settings) -> dict[str, Survey]:
-    """Returns those of `surveys` whose sampled rows can become codes in the way that `choices` gives for the layer. The
-    rows of a convolution are patches of its input. Patches cannot become codes on their own if a whole image has one
-    dynamic scale, or if the scale depends on the noise level; such convolutions are left out."""
+def _judging(surveys: Mapping[str, Survey], settings: Settings) -> dict[str, Survey]:
+    """Returns those of `surveys` whose sampled rows can become codes on their own. The rows of a convolution are
+    patches of its input, which cannot if a whole image has one dynamic scale, or if the scale depends on the noise
+    level."""
     by_patch = settings.input_type.by_patch
-    return {
-        name: survey
-        for name, survey in surveys.items()
-        if name in choices and (by_patch or not isinstance(survey, PatchSurvey))
-    }
+    return {name: survey for name, survey in surveys.items() if by_patch or not isinstance(survey, PatchSurvey)}
 
 
 def transforms_of(

@@ -156,11 +156,15 @@ def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
 
 def warnings_of(plan: Plan) -> list[str]:
     """Returns the warnings of a plan, one line each: one if torch has hooks that run around every module, one for each
-    layer that could not be quantized, and one for each reason why layers have no integer form."""
+    reason why layers could not be quantized, and one for each reason why layers have no integer form."""
     lines = list(filter(None, [hooks_on_all_modules()]))
+    forced: dict[str, list[str]] = {}
     for entry in plan.entries:
         if entry.forced:
-            lines.append(f"{entry.name}: {entry.reason}; it stays float.")
+            forced.setdefault(entry.reason, []).append(entry.name)
+    for reason, (name, *more) in forced.items():
+        others = f" and {len(more)} more layer{'s' if len(more) > 1 else ''}" if more else ""
+        lines.append(f"{name}{others}: {reason}; {'these stay' if more else 'it stays'} float.")
     kinds: dict[str, int] = {}
     for entry in plan.entries:
         if entry.unsupported:

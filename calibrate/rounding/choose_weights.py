@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..choice import Choice
-from ..layers.inputs import StaticInput
+from ..layers.inputs import FloatInput, StaticInput
 from ..layers.scheme import in_float32
 from ..layers.transforms import weight_for
 from ..layers.weights import round_to_nearest
+from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.calls import Calls
@@ -57,40 +58,51 @@ def choose_weights(
     progress = iter(work.progress("weights", range(count), count))
     for batch in batches:
         current = CurrentCall(model)
-        sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], current, method) for members in batch}
+        judged = {name: _on_rows(choices[name], surveys[name]) for members in batch for name in members}
+        sums = {members[0]: sums_for(judged[members[0]], surveys[members[0]], current, method) for members in batch}
         observe(model, sums, current.tracked(calls()))
         for members in batch:
             for name in members:
                 next(progress, None)
                 module = layer_at(model, name)
-                options = candidates(module, choices[name], sums[members[0]], method)
+                options = candidates(module, judged[name], sums[members[0]], method)
                 error_on_held_out = partial(error_of, module, inputs=surveys[name].judge_sample)
                 best = min(options, key=error_on_held_out)
                 pair = easy_quant_choice(module, choices[name], surveys[name], method)
                 if pair is not None and error_on_held_out(pair) < _MAX_CLIPPED_ERROR * error_on_held_out(best):
                     best = pair
-                chosen[name] = best
+                chosen[name] = replace(best, input=choices[name].input) if judged[name] is not choices[name] else best
             del sums[members[0]]
     next(progress, None)
     return {**choices, **{name: choice for part in work.ranks.gather(chosen) for name, choice in part.items()}}
 
 
+def _on_rows(choice: Choice, survey: Survey) -> Choice:
+    """Returns `choice`, or a copy with float input if the rows in `survey` are patches that cannot become codes on
+    their own, because a whole image has one dynamic scale, or because the scale depends on the noise level. Then the
+    weights are chosen and judged as if the input were not quantized."""
+    if choice.input.by_patch or not isinstance(survey, PatchSurvey):
+        return choice
+    return replace(choice, input=FloatInput(scheme=choice.input.scheme))
+
+
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
     """Returns the choices to compare for the layer `module`: `choice` itself, and the choices with integer weights and
-    bias corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected,
-    because a rounding method would need separate sums for each group."""
+    bias corrections that `method` computes from `sums`. For a convolution with groups, GPTQ is the only rounding
+    method."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias
     correct = method.correct and (module.bias is not None or choice.input.integer_bias)
+    groups = groups_of(module)
     if correct:
-        options.append(with_correction(weight, choice, sums, groups_of(module)))
-    for name in method.weights if groups_of(module) == 1 else ():
+        options.append(with_correction(weight, choice, sums, groups))
+    for name in method.weights if groups == 1 else {"gptq"}.intersection(method.weights):
         rounded = WEIGHT_METHODS[name](weight, sums.inputs, scheme=choice.input.weights, **method.limits(name))
         if rounded is not None:
             options.append(replace(choice, weight=rounded, method=name))
             if correct:
-                options.append(with_correction(weight, options[-1], sums))
+                options.append(with_correction(weight, options[-1], sums, groups))
     return options
 
 

@@ -28,8 +28,8 @@ def gptq(
 
 
 def _codes(case: Case) -> Tensor:
-    """Returns the codes (out, in) that GPTQ finds for the least-squares problem `case`, with the float target t and the
-    Hessian H.
+    """Returns the codes that GPTQ finds for the least-squares problem `case`, with the float target t and the Hessian
+    H, in the shape of t.
 
     Uses the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
     Babai's Nearest Plane Algorithm, 2025). The error of an output channel is d H d^T, where d is the channel's row of
@@ -37,19 +37,20 @@ def _codes(case: Case) -> Tensor:
     squares belongs to one column, and depends only on the codes of that column and of the columns before it. So the
     squares are minimised one by one.
     """
-    order = case.hessian.diagonal().argsort(descending=True, stable=True)
-    factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)
-    shares = factor.div_(factor.diagonal().clone())
-    target, codes = case.target[:, order], torch.empty_like(case.target)
+    order = case.hessian.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True, stable=True)
+    in_order = torch.take_along_dim(torch.take_along_dim(case.hessian, order[..., None], -2), order[..., None, :], -1)
+    factor = cholesky(in_order.flip(-2, -1)).flip(-2, -1)
+    shares = factor.div_(factor.diagonal(dim1=-2, dim2=-1).clone()[..., None, :])
+    target = torch.take_along_dim(case.target, order[..., None, :], -1)
     steps = None if case.steps is None else case.steps[:, order]
-    rest, columns = target.clone(), target.shape[1]
+    rest, codes, columns = target.clone(), torch.empty_like(target), target.shape[-1]
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        block, errors = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
+        block, errors = rest[..., start:stop].clone(), torch.empty_like(rest[..., start:stop])
         for index in range(stop - start):
             step = 1.0 if steps is None else steps[:, start + index]
-            codes[:, order[start + index]] = code = case.scheme.nearest_(block[:, index] / step)
-            errors[:, index] = code * step - target[:, start + index]
-            block -= torch.outer(errors[:, index], shares[start + index, start:stop])
-        rest[:, stop:] -= errors @ shares[start:stop, stop:]
-    return codes
+            codes[..., start + index] = code = case.scheme.nearest_(block[..., index] / step)
+            errors[..., index] = code * step - target[..., start + index]
+            block -= errors[..., index, None] * shares[..., start + index, None, start:stop]
+        rest[..., stop:] -= errors @ shares[..., start:stop, stop:]
+    return codes.scatter(-1, order[..., None, :].expand_as(codes), codes)

@@ -35,11 +35,19 @@ class Inputs:
     quantized). `gram` (in, in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) is the sum of xq x^T.
     If `cross` is None, it equals `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be
     below the rounding error. Sum xq (x - xq)^T instead and add the sum to `gram`.
+
+    For a convolution with g > 1 groups, x is the part of a patch that one group reads, and there is a pair of sums for
+    each group: `gram` and `cross` are (g, in, in), where `in` is the number of columns of the weight.
     """
 
     gram: Tensor
     cross: Tensor | None
     tokens: int
+
+    @property
+    def groups(self) -> int:
+        """The number of groups of the convolution; 1 for a linear layer."""
+        return len(self.gram) if self.gram.ndim == 3 else 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,9 @@ class Case:
     `scale` (out,) follows from the target's largest value; with `scheme.per_tensor` from that of the whole target.
     `hessian` H (in, in) is positive definite. The tensors are on the CPU or CUDA: float64 up to 2048 columns, float32
     above.
+
+    For a convolution with g > 1 groups there is such a problem for each group: `target` is (g, out / g, in), `scale`
+    (g, out / g) and `hessian` (g, in, in).
 
     If blocks of columns have scales (MXFP8), these are `scale` (out, blocks), and `target` is the float weight itself:
     a code stands for `steps` times itself, with `steps` (out, in). Otherwise `steps` is None, for 1.
@@ -73,10 +84,16 @@ def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
     return Inputs(gram, gram + xq.T @ (x.double() - xq), len(x))
 
 
-def as_matrix(tensor: Tensor) -> Tensor:
-    """Returns a weight as a float64 matrix (out, in), on its own device if that is the CPU or CUDA, else on the CPU."""
+def as_matrix(tensor: Tensor, groups: int = 1) -> Tensor:
+    """Returns a weight as a float64 matrix (out, in), or as one for each group (groups, out / groups, in) if it has
+    several, on its own device if that is the CPU or CUDA, else on the CPU."""
+    shape = (tensor.shape[0],) if groups == 1 else (groups, tensor.shape[0] // groups)
+    return _in_float64(tensor.reshape(*shape, -1))
+
+
+def _in_float64(tensor: Tensor) -> Tensor:
     device = tensor.device if tensor.device.type in ("cpu", "cuda") else torch.device("cpu")
-    return tensor.detach().reshape(tensor.shape[0], -1).to(device).to(torch.float64)
+    return tensor.detach().to(device).to(torch.float64)
 
 
 def precision(columns: int) -> torch.dtype:
@@ -106,12 +123,14 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
     weight `v` than with the quantized weight `other`; `w` is the float weight. All three are (out, in). `inputs` has
     sums of products of the layer's inputs. Computes the difference as a product, because the two errors may be nearly
     equal."""
+    if inputs is not None and inputs.groups > 1:
+        v, other, w = (as_matrix(tensor, inputs.groups) for tensor in (v, other, w))
     difference, total = v - other, v + other
     if inputs is None:
         return (difference * (total - 2 * w)).sum(1)
-    slope = total @ as_matrix(inputs.gram)
-    slope -= 2 * (w @ as_matrix(inputs.gram if inputs.cross is None else inputs.cross).T)
-    return (difference * slope).sum(1)
+    slope = total @ _in_float64(inputs.gram)
+    slope -= 2 * (w @ _in_float64(inputs.gram if inputs.cross is None else inputs.cross).mT)
+    return (difference * slope).sum(-1).flatten()
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
@@ -127,19 +146,21 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
     The Hessian of the problem is G, divided by the mean of its diagonal, with damping. Without inputs, the target comes
     from the weight itself, and the Hessian is the identity. Costs in^3 / 3 + 4 * out * in^2 flops.
     """
-    w = as_matrix(weight)
-    dtype = precision(w.shape[1])
-    mean = 0.0 if inputs is None else float(inputs.gram.diagonal().double().mean())
-    if inputs is None or mean <= 0.0:
-        return _case_with_scale(w.to(dtype), torch.eye(w.shape[1], dtype=dtype, device=w.device), scheme)
-    gram = as_matrix(inputs.gram)
+    w = as_matrix(weight, 1 if inputs is None else inputs.groups)
+    columns = w.shape[-1]
+    dtype = precision(columns)
+    if inputs is None:
+        return _case_with_scale(w.to(dtype), torch.eye(columns, dtype=dtype, device=w.device), scheme)
+    gram = _in_float64(inputs.gram)
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    mean = torch.where(mean > 0, mean, 1.0)  # without any input, the Hessian becomes the identity
     if inputs.cross is not None:
-        pull = ((as_matrix(inputs.cross) - gram) / mean).to(dtype)
+        pull = ((_in_float64(inputs.cross) - gram) / mean).to(dtype)
     gram = (gram / mean).to(dtype)
     if inputs.cross is not None:
-        factor = cholesky(damped(gram, _TARGET_DAMPING + _SCARCITY_DAMPING * w.shape[1] / max(inputs.tokens, 1)))
-        largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # float32 may not hold the product
-        w = w + torch.cholesky_solve(pull @ (w / largest).to(dtype).T, factor).T * largest
+        factor = cholesky(damped(gram, _TARGET_DAMPING + _SCARCITY_DAMPING * columns / max(inputs.tokens, 1)))
+        largest = w.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # float32 may not hold the product
+        w = w + torch.cholesky_solve(pull @ (w / largest).to(dtype).mT, factor).mT * largest
     return _case_with_scale(w.to(dtype), damped(gram, HESSIAN_DAMPING), scheme)
 
 
@@ -150,13 +171,13 @@ def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
     if scheme.block is not None:
         scale = least_error_scales(target, scheme, hessian.diagonal())
         return Case(target, scale, hessian, scheme, spread(scale, target).to(target.dtype))
-    largest = target.abs().amax(1)
+    largest = target.abs().amax(-1)
     if scheme.per_tensor:
         whole = largest.amax() if scheme.largest is None else largest.new_tensor(scheme.largest)
         largest = whole.expand_as(largest)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
-    return Case(target / scale[:, None], scale, hessian, scheme)
+    return Case(target / scale[..., None], scale, hessian, scheme)
 
 
 def quadratic_form(d: Tensor, hessian: Tensor) -> Tensor:
@@ -165,22 +186,22 @@ def quadratic_form(d: Tensor, hessian: Tensor) -> Tensor:
 
 
 def damped(matrix: Tensor, damping: float) -> Tensor:
-    """Returns the matrix with `damping` added to its diagonal."""
+    """Returns the matrix, or each of a batch of matrices (..., n, n), with `damping` added to its diagonal."""
     result = matrix.clone()
-    result.diagonal().add_(damping)
+    result.diagonal(dim1=-2, dim2=-1).add_(damping)
     return result
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Returns the lower Cholesky factor of a positive definite matrix, with damping added where rounding made the
-    matrix indefinite. Costs in^3 / 3 flops.
+    """Returns the lower Cholesky factor of a positive definite matrix, or the factors of a batch of them (..., n, n).
+    Adds damping where rounding made a matrix indefinite. Costs n^3 / 3 flops.
 
     Raises ValueError for a matrix that contains NaN or infinities, or that is far from positive definite.
     """
     damping = 0.0
     while True:
         factor, failed = torch.linalg.cholesky_ex(damped(matrix, damping) if damping else matrix)
-        if not int(failed) and finite(factor):
+        if not failed.any() and finite(factor):
             return factor
         damping = max(10 * damping, 1e-3)
         if damping > 1e6:
@@ -204,7 +225,7 @@ def better_channels(
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
         return None
-    new_scale = scale.to(torch.float32).to(nearest.scale.device)
+    new_scale = scale.to(torch.float32).to(nearest.scale.device).view_as(nearest.scale)
     usable = (new_scale.isfinite() & (new_scale >= _SMALLEST)).view(len(new_scale), -1).all(1)
     candidate = QuantizedWeight(
         codes.to(nearest.weight.device, nearest.weight.dtype).view_as(nearest.weight), new_scale

@@ -45,6 +45,9 @@ class Sums:
     and above the diagonal of `gram` are summed; the property `inputs` copies them to below. If `squares` is False,
     `gram` and `residual` are None, because only biases are corrected.
 
+    For a convolution with several `groups`, the columns of each group have sums of their own: `gram` and `residual` are
+    (groups, in / groups, in / groups).
+
     If all rows of an input have one scale, xq is this scale times whole numbers. On the CPU a compiled kernel then sums
     products of integers. The products for `gram` are exact. For `residual`, x - xq is rounded: in each column, 512 rows
     at a time, to multiples of 1 / 16383 of the largest magnitude. In all other cases, and without the kernels, torch
@@ -53,14 +56,17 @@ class Sums:
 
     def __init__(
         self, choice: Choice, current: CurrentCall, columns: int, read: Callable[[Tensor], Tensor], squares: bool,
-        taps: int = 1,
+        taps: int = 1, groups: int = 1,
     ) -> None:  # fmt: skip
-        self._choice, self._current, self.read, self._taps = choice, current, read, taps
-        kind = precision(columns)
+        self._choice, self._current, self.read, self._taps, self._groups = choice, current, read, taps, groups
+        kind, matrices = (
+            precision(columns // groups),
+            (columns,) * 2 if groups == 1 else (groups, *(columns // groups,) * 2),
+        )
         self.rows = 0
         self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
-        self.gram = torch.zeros(columns, columns, dtype=kind) if squares else None
-        self.residual = torch.zeros(columns, columns, dtype=kind) if squares else None
+        self.gram = torch.zeros(matrices, dtype=kind) if squares else None
+        self.residual = torch.zeros(matrices, dtype=kind) if squares else None
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
@@ -69,7 +75,7 @@ class Sums:
         x = transformed_patches(self._choice.transform, rows, self._taps).to(torch.float32)
         compiled = kernels.library() if self._choice.input.integer_bias and x.device.type == "cpu" else None
         self.rows += len(x)
-        if compiled is None:
+        if compiled is None or self._groups > 1:
             self._add_products(x, self._choice.input.represented(x, self._current.level))
             return
         for piece in x.split(_PIECE):
@@ -80,8 +86,11 @@ class Sums:
         computes the products in float32."""
         self._add_columns(x, xq)
         if self.gram is not None and self.residual is not None:
-            self.gram += (xq.T @ xq).cpu()
-            self.residual += (xq.T @ (x - xq)).cpu()
+            error = x - xq
+            if self._groups > 1:  # (groups, rows, in / groups)
+                xq, error = (rows.unflatten(1, (self._groups, -1)).transpose(0, 1) for rows in (xq, error))
+            self.gram += (xq.mT @ xq).cpu()
+            self.residual += (xq.mT @ error).cpu()
 
     def _add_integers(self, x: Tensor, compiled: kernels.Kernels) -> None:
         """Adds the rows `x`, (rows, in) float32 on the CPU, to the sums. All their codes have one scale, so the kernels
@@ -103,7 +112,8 @@ class Sums:
         and `residual` are not summed."""
         if self.gram is None or self.residual is None:
             return None
-        _mirror(self.gram)
+        if self.gram.ndim == 2:
+            _mirror(self.gram)
         return Inputs(self.gram, self.gram + self.residual, self.rows)
 
 
@@ -122,15 +132,14 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
     For an input with n channels, the object sums about 32 * n rows, or all rows if there are fewer. For a convolution
     it sums patches, about 65,536 at most. The matrices `gram` and `residual` are summed only if `method` rounds
-    weights, and not for a convolution with groups.
+    weights.
     """
-    columns = survey.columns
+    columns, squares = survey.columns, bool(method.weights)
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
-        squares = bool(method.weights) and survey.patches.geometry.groups == 1
-        return Sums(choice, current, columns, survey.patches_for(min(rows, _PATCHES)), squares, survey.taps)
-    stride = max(1, survey.fit_channels.rows // rows)
-    return Sums(choice, current, columns, Strided(stride), squares=bool(method.weights))
+        read = survey.patches_for(min(rows, _PATCHES))
+        return Sums(choice, current, columns, read, squares, survey.taps, read.geometry.groups)
+    return Sums(choice, current, columns, Strided(max(1, survey.fit_channels.rows // rows)), squares)
 
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
@@ -155,7 +164,9 @@ def batches_of(
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:
-        size = bytes_of_sums(surveys[members[0]].columns, method)
+        survey = surveys[members[0]]
+        groups = survey.patches.geometry.groups if isinstance(survey, PatchSurvey) else 1
+        size = bytes_of_sums(survey.columns, method, groups)
         if batch and batch_bytes + size > sums_bytes:
             yield batch
             batch, batch_bytes = [], 0
@@ -165,10 +176,11 @@ def batches_of(
         yield batch
 
 
-def bytes_of_sums(columns: int, method: Method) -> int:
+def bytes_of_sums(columns: int, method: Method, groups: int = 1) -> int:
     """Returns the number of bytes of the `Sums` that `method` needs for a layer with `columns` input channels. For a
-    convolution, `columns` is how many numbers a patch has."""
-    return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
+    convolution with `groups` groups, `columns` is how many numbers a patch has."""
+    width = columns // groups
+    return 2 * columns * width * precision(width).itemsize if method.weights else 16 * columns
 
 
 _ROWS_PER_CHANNEL = 32  # rows to sum for each channel of an input: more rows change the sums little

@@ -259,3 +259,11 @@ def test_factors_are_folded_into_value_layers_also_if_float_layers_are_released(
     assert "attn.to_v" in {name.rpartition(".")[0] for name in result.parameters} | set(result.layers)
     assert result.layers["attn.to_out.0"].transform is None
     assert {row["name"]: row for row in result.report["layers"]}["attn.to_out.0"]["sqnr"] > 30
+
+
+def test_layers_that_stay_float_for_the_same_reason_share_a_warning():
+    convolutions = [nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8, 8)]
+    model = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8 * 32 * 32, 4))
+    given_calls = [Call((x,), {}) for x in torch.randn(2, 1, 3, 32, 32)]
+    result = calibrate(model, lambda: given_calls, Settings(defaults={}, element="mxfp8", activations="dynamic"))
+    assert result.warnings == ["0 and 2 more layers: a convolution, which mxfp8 cannot hold; these stay float."]

@@ -71,6 +71,21 @@ def test_no_channel_is_worse_than_rounded_to_the_nearest(method, seed, dtype, to
     check(weight, run(method, weight, inputs), inputs)
 
 
+@some
+@given(seeds, st.sampled_from([2, 3]), st.booleans(), st.booleans())
+def test_gptq_rounds_each_group_of_a_convolution_as_a_weight_of_its_own(seed, groups, integers, dead):
+    inputs = [rows(seed + group) for group in range(groups)]
+    sums = [input_sums(x * 0 if dead and x is inputs[0] else x, integers and not dead) for x in inputs]
+    weight = weight_of(seed, shape=(4 * groups, 4, 2, 3))
+    cross = torch.stack([one.cross for one in sums]) if integers and not dead else None
+    grouped = Inputs(torch.stack([one.gram for one in sums]), cross, sums[0].tokens)
+    together = gptq(weight, grouped)
+    check(weight, together, grouped)
+    parts = [gptq(part, one) for part, one in zip(weight.chunk(groups), sums, strict=True)]
+    assert torch.equal(together.weight, torch.cat([part.weight for part in parts]))
+    torch.testing.assert_close(together.scale, torch.cat([part.scale for part in parts]))
+
+
 @every
 @pytest.mark.parametrize("scale", [1e-33, 1e30])
 def test_small_and_large_channels(method, scale):
