@@ -4,6 +4,7 @@
 
 enum {
     DEPTH = 512, /* inputs that are multiplied at a time, so that the weight's part of a tile stays in the cache */
+    PANELS = 8, /* most times COLUMNS columns that are computed together: rows are read from memory once for all of them */
     FEW = 64, /* with fewer rows, the weight is read as it lies: interleaving it would take as long as the products */
 };
 
@@ -115,15 +116,16 @@ INLINE void sum_tile(const Linear *l, long i, long n, int32_t *sums, const int16
         for (long j = 0; j < vectors; j++) finish(l, i + k, n + j * LANES, read_ints(sums + k * COLUMNS + j * LANES));
 }
 
-/* Computes up to COLUMNS columns of y, from column n on, for many rows. */
-static void many_rows(const Linear *l, const int16_t *rows, long n, int16_t *panel, int32_t *sums) {
-    const long row = row_of(l), columns = least(COLUMNS, l->out - n);
+/* Computes up to `panels` times COLUMNS columns of y, from column n on, for many rows. */
+static void many_rows(const Linear *l, const int16_t *rows, long n, long panels, int16_t *panel, int32_t *sums) {
+    const long row = row_of(l), high = up(l->rows, HIGH), end = least(panels * COLUMNS, l->out - n);
     for (long from = 0; from < l->in; from += DEPTH) {
         const long some = least(DEPTH, l->in - from), pairs = (some + 1) / 2;
-        interleave(panel, l, n, from, some);
-        for (long i = 0; i < l->rows; i += HIGH)
-            BY_VECTORS(columns, sum_tile, l, i, n, sums + i * COLUMNS, rows + i * row + from, panel, pairs, from == 0,
-                       from + some == l->in)
+        for (long j = 0; j < end; j += COLUMNS) interleave(panel + j * DEPTH, l, n + j, from, some);
+        for (long i = 0; i < high; i += HIGH)
+            for (long j = 0; j < end; j += COLUMNS)
+                BY_VECTORS(least(COLUMNS, end - j), sum_tile, l, i, n + j, sums + j * high + i * COLUMNS,
+                           rows + i * row + from, panel + j * DEPTH, pairs, from == 0, from + some == l->in)
     }
 }
 
@@ -157,7 +159,9 @@ static void few_rows(const Linear *l, const int16_t *rows, long n) {
 /* Computes y = ((codes - 128) @ weight.T + offset) * scale, or GELU of it. Returns whether there was memory for it. */
 int OF(linear)(const Linear *l, int threads) {
     const long row = row_of(l), size = up(2 * up(l->rows, HIGH) * row, 64);
-    const long of_thread = l->rows < FEW ? 0 : up(2 * DEPTH * COLUMNS + 4 * up(l->rows, HIGH) * COLUMNS, 64);
+    /* as many panels together as leave each thread several parts of the work */
+    const long panels = l->rows < FEW ? 1 : least(PANELS, 1 + l->out / (4 * COLUMNS * threads));
+    const long of_thread = l->rows < FEW ? 0 : up(panels * COLUMNS * (2 * DEPTH + 4 * up(l->rows, HIGH)), 64);
     char *memory = aligned_alloc(64, size + threads * of_thread);
     if (!memory) return 0;
     int16_t *rows = (int16_t *)memory;
@@ -171,9 +175,9 @@ int OF(linear)(const Linear *l, int threads) {
             memset(rows + i * row + from, 0, sizeof *rows * (row - from));
         }
 #pragma omp for schedule(dynamic)
-        for (long n = 0; n < l->out; n += COLUMNS)
+        for (long n = 0; n < l->out; n += panels * COLUMNS)
             if (l->rows < FEW) few_rows(l, rows, n);
-            else many_rows(l, rows, n, panel, (int32_t *)(panel + DEPTH * COLUMNS));
+            else many_rows(l, rows, n, panels, panel, (int32_t *)(panel + panels * DEPTH * COLUMNS));
     }
     free(memory);
     return 1;
