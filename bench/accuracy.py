@@ -151,6 +151,20 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def forwards(model: nn.Module, calls: list[Any]) -> float:
+    """Runs the float model over the calls; returns the seconds that this took."""
+    began = time.perf_counter()
+    with evaluating(model):
+        for position, call in enumerate(calls):
+            run(model, call, position)
+    return time.perf_counter() - began
+
+
+def judged(pipe: Any, prompts: list[str]) -> str:
+    """Returns the share of pictures, drawn by `pipe`, that show what their prompts say; "" without prompts."""
+    return f"{score(draw(pipe, prompts), map(parse, prompts))['all']:.1%}" if prompts else ""
+
+
 def main() -> None:
     options = arguments()
     pipe = demo_pipeline(outliers=options.outliers)
@@ -158,28 +172,18 @@ def main() -> None:
     held_out = list(read_prompts("demo-heldout").texts)
     calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts]))
     held_out_calls = recorded(pipe, held_out[-options.held :])
-    scenes = [parse(prompt) for prompt in held_out[: options.pictures]]
-
-    def forwards() -> float:
-        began = time.perf_counter()
-        with evaluating(model):
-            for position, call in enumerate(calls):
-                run(model, call, position)
-        return time.perf_counter() - began
-
+    pictured = held_out[: options.pictures]
     print(f"{len(calls)} calls, {len(held_out_calls)} held out", HEAD, sep="\n")
     starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by smoothing and kind of inputs
-    if options.pictures:
-        right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]
-        print(f"| float | | | | | | | | | {right:.1%} |", flush=True)
+    if pictured:
+        print(f"| float | | | | | | | | | {judged(pipe, pictured)} |", flush=True)
     for name in options.rows:
         if name == COARSE:
-            cells = f"{sqnr(model, {}, held_out_calls, coarse(model)):.2f} dB"
+            error = f"{sqnr(model, {}, held_out_calls, coarse(model)):.2f} dB"
             with coarse(model):
-                right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
-            print(f"| {name} | {cells} | | | | | | | | {f'{right:.1%}' if scenes else ''} |", flush=True)
+                print(f"| {name} | {error} | | | | | | | | {judged(pipe, pictured)} |", flush=True)
             continue
-        plain = forwards()
+        plain = forwards(model, calls)
         began = time.perf_counter()
         result = calibrate(model, lambda: calls, Settings(defaults=SD3.keep_float, groups=SD3.groups, **ROWS[name]))
         seconds = time.perf_counter() - began
@@ -193,8 +197,7 @@ def main() -> None:
         cells += [f"{ratio:.2f} x", f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
         cells.append(size(result.report["totals"]["bytes_after"]))
         with quantized(model, {name: optimized(layer) for name, layer in result.layers.items()}):
-            right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
-        print(f"| {name} | {' | '.join(cells)} | {f'{right:.1%}' if scenes else ''} |", flush=True)
+            print(f"| {name} | {' | '.join(cells)} | {judged(pipe, pictured)} |", flush=True)
 
 
 if __name__ == "__main__":
