@@ -16,12 +16,12 @@ weight becomes the nearest of 15 values."""
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.calibrate.byte_sizes import size
 from octavo.calibrate.calibration import calibrate
@@ -32,6 +32,7 @@ from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.runtime import optimized
 from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.smoothing.fold import temporary_values
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.demo.judge import score
 from octavo.pipelines.demo.scene import parse
@@ -119,20 +120,18 @@ def sqnr(model: nn.Module, layers: Any, calls: list[Any], changed: AbstractConte
     return power.sqnr or float("inf")
 
 
-@contextmanager
-def coarse(model: nn.Module) -> Iterator[None]:
+def coarse(model: nn.Module) -> AbstractContextManager[None]:
     """Rounds the weights of the layers that become integers by default to 4 bits, inside the `with` statement: to the
     nearest of 15 values that lie symmetrically around 0, with one scale for each output channel."""
-    weights = [layer_at(model, name).weight for name in make_plan(model, defaults=SD3.keep_float).quantized]
-    exact = [weight.detach().clone() for weight in weights]
-    try:
-        for weight in weights:
-            scale = weight.detach().abs().amax(1, keepdim=True).clamp_min(1e-30) / 7
-            weight.data.copy_((weight.data / scale).round() * scale)
-        yield
-    finally:
-        for weight, value in zip(weights, exact, strict=True):
-            weight.data.copy_(value)
+
+    def rounded(weight: Tensor) -> Tensor:
+        scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-30) / 7
+        return (weight / scale).round() * scale
+
+    layers = make_plan(model, defaults=SD3.keep_float).quantized
+    return temporary_values(
+        model, {f"{n}.weight": partial(rounded, layer_at(model, n).weight.detach()) for n in layers}
+    )
 
 
 HEAD = """\

@@ -1,6 +1,6 @@
 """Makes the report of a calibration: ranges, scales, errors and bytes of every layer, as plain JSON."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .choice import NEAREST, Choice
@@ -158,22 +158,22 @@ def warnings_of(plan: Plan) -> list[str]:
     """Returns the warnings of a plan, one line each: one if torch has hooks that run around every module, one for each
     reason why layers could not be quantized, and one for each reason why layers have no integer form."""
     lines = list(filter(None, [hooks_on_all_modules()]))
-    forced: dict[str, list[str]] = {}
-    for entry in plan.entries:
-        if entry.forced:
-            forced.setdefault(entry.reason, []).append(entry.name)
-    for reason, (name, *more) in forced.items():
+    for reason, (name, *more) in _names_by_reason(entry for entry in plan.entries if entry.forced).items():
         others = f" and {len(more)} more layer{'s' if len(more) > 1 else ''}" if more else ""
         lines.append(f"{name}{others}: {reason}; {'these stay' if more else 'it stays'} float.")
-    kinds: dict[str, int] = {}
-    for entry in plan.entries:
-        if entry.unsupported:
-            kinds[entry.reason] = kinds.get(entry.reason, 0) + 1
+    unsupported = _names_by_reason(entry for entry in plan.entries if entry.unsupported)
     lines += [
-        f"{reason}: {count} layer{'s stay' if count > 1 else ' stays'} float."
-        for reason, count in sorted(kinds.items())
+        f"{reason}: {len(names)} layer{'s stay' if len(names) > 1 else ' stays'} float."
+        for reason, names in sorted(unsupported.items())
     ]
     return lines
+
+
+def _names_by_reason(entries: Iterable[Entry]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for entry in entries:
+        names.setdefault(entry.reason, []).append(entry.name)
+    return names
 
 
 def measured_on(totals: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ class PatchSurvey(Survey):
     def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
         super().__init__(current, name)
         self.patches = Patches.of(conv, _SURVEYED)
-        self.taps = math.prod(self.patches.kernel)
+        self.taps, self.groups = math.prod(self.patches.kernel), conv.groups
         self.key = self.patches
         self.tensors = 0
         self._train_peaks, self._held_peaks = Sample(), Sample()  # a row for each row of the samples of patches

@@ -63,6 +63,7 @@ class Survey:
 
     read = staticmethod(survey_of)
     taps = 1  # columns that each channel has in a sampled row: height times width of the kernel of a convolution
+    groups = 1  # groups of a convolution
 
     def __init__(self, current: CurrentCall, name: str) -> None:
         self._current, self.name = current, name

@@ -153,7 +153,7 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
         return _case_with_scale(w.to(dtype), torch.eye(columns, dtype=dtype, device=w.device), scheme)
     gram = _in_float64(inputs.gram)
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    mean = torch.where(mean > 0, mean, 1.0)  # without any input, the Hessian becomes the identity
+    mean = torch.where(mean > 0, mean, 1.0)  # without any input, the Hessian is a multiple of the identity
     if inputs.cross is not None:
         pull = ((_in_float64(inputs.cross) - gram) / mean).to(dtype)
     gram = (gram / mean).to(dtype)

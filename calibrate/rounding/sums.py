@@ -59,14 +59,12 @@ class Sums:
         taps: int = 1, groups: int = 1,
     ) -> None:  # fmt: skip
         self._choice, self._current, self.read, self._taps, self._groups = choice, current, read, taps, groups
-        kind, matrices = (
-            precision(columns // groups),
-            (columns,) * 2 if groups == 1 else (groups, *(columns // groups,) * 2),
-        )
+        width = columns // groups
+        kind, shape = precision(width), (width, width) if groups == 1 else (groups, width, width)
         self.rows = 0
         self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
-        self.gram = torch.zeros(matrices, dtype=kind) if squares else None
-        self.residual = torch.zeros(matrices, dtype=kind) if squares else None
+        self.gram = torch.zeros(shape, dtype=kind) if squares else None
+        self.residual = torch.zeros(shape, dtype=kind) if squares else None
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
@@ -138,7 +136,7 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
         read = survey.patches_for(min(rows, _PATCHES))
-        return Sums(choice, current, columns, read, squares, survey.taps, read.geometry.groups)
+        return Sums(choice, current, columns, read, squares, survey.taps, survey.groups)
     return Sums(choice, current, columns, Strided(max(1, survey.fit_channels.rows // rows)), squares)
 
 
@@ -165,8 +163,7 @@ def batches_of(
     batch_bytes = 0
     for members in lists:
         survey = surveys[members[0]]
-        groups = survey.patches.geometry.groups if isinstance(survey, PatchSurvey) else 1
-        size = bytes_of_sums(survey.columns, method, groups)
+        size = bytes_of_sums(survey.columns, method, survey.groups)
         if batch and batch_bytes + size > sums_bytes:
             yield batch
             batch, batch_bytes = [], 0

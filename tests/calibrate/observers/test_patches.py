@@ -137,7 +137,7 @@ def test_a_network_loses_less_with_weights_chosen_by_patches(activations):
     chosen, rows = noise(weights=("gptq",), bias_correction=True)
     assert chosen < 1.05 * plain
     methods = {row["weights"] for row in rows if row["kind"] == "Conv2d"}
-    assert "gptq" in methods
+    assert methods == {"round-to-nearest", "gptq"}
 
 
 def test_layers_with_the_largest_error_fall_back_to_float():

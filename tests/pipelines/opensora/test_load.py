@@ -81,7 +81,7 @@ def _cut(folder: Path) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "tensor missing": (_drop, 4, "temporal_blocks.1.mlp.fc1.weight is missing"),
-    "tensor misshapen": (_shrink, 4, "final_layer.linear.bias has shape (31,), but the model"),
+    "tensor misshapen": (_shrink, 4, "final_layer.linear.bias has shape (31,), but the model needs (32,)"),
     "tensor too many": (_add, 4, "spatial_blocks.9.attn.qkv.bias has no place"),
     "file cut off": (_cut, 3, "truncated or damaged"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), 3, "Download the weights"),
