@@ -41,7 +41,7 @@ demo-int8: install  ## make the bundled integers again: pipelines/demo/int8
 	rm -rf demo-out && mkdir demo-out
 	$(BIN)/octavo capture demo demo-out/captured --limit 16
 	$(BIN)/octavo calibrate demo-out/captured demo-out/int8 --accuracy balanced --dtype float16 --format diffusers
-	$(BIN)/python -c "from octavo.calibrate.formats.manifest import leave_out; leave_out('demo-out/int8', 'report.html')"
+	$(BIN)/python -c "from octavo.calibrate.formats.manifest import remove_file; remove_file('demo-out/int8', 'report.html')"
 	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/* pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
 # torch brings the OpenMP library that the kernels use, so the wheel must not have one of its own

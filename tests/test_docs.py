@@ -1,5 +1,7 @@
-"""Checks README.md and docs/: links resolve, options exist, and the glossary is sorted and linked."""
+"""Checks README.md and docs/: links resolve, options exist, and the glossary is sorted and linked. What the Makefile
+imports exists too."""
 
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +114,12 @@ def test_files_that_a_text_names_exist(path):
         assert (ROOT / name).exists(), name
     for module in re.findall(r"python -m (bench\.\w+)", path.read_text()):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_names_that_the_makefile_imports_exist():
+    imports = re.findall(r"from (octavo[\w.]+) import (\w+)", (ROOT / "Makefile").read_text())
+    assert imports
+    assert all(hasattr(importlib.import_module(module), name) for module, name in imports)
 
 
 def test_messages_in_troubleshooting_stand_in_the_code():
