@@ -38,7 +38,7 @@ def main() -> None:
     pipe = load_pipeline(DEMO, dtype=torch.float32)
     model = pipe.transformer.eval()
     pipe.transformer = Listener(model)
-    pipe("a small red ring on a blue background", num_inference_steps=1, output_type="latent")
+    pipe("a red ring above a white cross on a blue background", num_inference_steps=1, output_type="latent")
     call, names = Sample((), pipe.transformer.inputs[0]), make_plan(model).quantized
     large = {
         "hidden_states": torch.randn(2, 16, 128, 128),

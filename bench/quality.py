@@ -66,10 +66,10 @@ def main() -> None:
         seconds[name] = (time.perf_counter() - began) / count
     scores = {name: score(pictures, scenes[:count]) for name, pictures in drawn.items()}
     print(f"SQNR of the transformer's output over {28 * options.calls} held-out calls: {sqnr:.1f} dB (bar: 25 dB)\n")
-    print(f"| {count} held-out prompts | all five | shape | colour | size | place | background |")
-    print("|---|---|---|---|---|---|---|")
+    parts = ("all", "shapes", "colours", "relation", "background")
+    print(f"| {count} held-out prompts | {' | '.join(parts)} |", "|---" * (1 + len(parts)) + "|", sep="\n")
     for name, shares in scores.items():
-        cells = (f"{shares[key]:.1%}" for key in ("all", "shape", "colour", "size", "place", "background"))
+        cells = (f"{shares[part]:.1%}" for part in parts)
         print(f"| {name} | {' | '.join(cells)} |")
     error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(drawn["float"], drawn["int8"], strict=True)])
     print(f"\nPSNR of the int8 pictures against the float ones: {10 * math.log10(255**2 / max(error, 1e-9)):.1f} dB")

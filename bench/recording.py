@@ -27,7 +27,7 @@ COMMANDS = (
     "octavo capture demo captured --limit 8",
     "octavo calibrate captured w8a8",
     "octavo inspect w8a8",
-    'octavo generate w8a8 "a small blue ring at the top left on a yellow background" -o ring.png',
+    'octavo generate w8a8 "a blue ring above a yellow square on a black background" -o ring.png',
 )
 STYLE = """
 text { font: 14px ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace; fill: #d1d7e0;

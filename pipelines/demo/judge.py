@@ -1,20 +1,22 @@
-"""Reads a 64x64 picture of the bundled pipeline: which shape, colour, size, place and background it shows.
+"""Reads a 64x64 picture of the bundled pipeline: which two shapes, colours, relation and background it shows.
 
-Only pixels and geometry are used, no network. The background is the colour of the border. The region that differs from
-the background is compared with a template of each shape, drawn with the area and the centroid of the region. The shape
-whose template overlaps most with the region is the shape of the picture.
+Only pixels and geometry are used, no network. The background is the colour of the border. The two regions that differ
+from the background are each compared with a template of each shape, drawn with the area and the centroid of the region.
+The shape whose template overlaps most with the region is the shape of the region. The relation follows from the
+centroids.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from .scene import CENTRES, COLOURS, PLACES, RADII, SHAPES, Scene, coverage
+from .scene import COLOURS, SHAPES, SIZE, Scene, coverage
 
 _PALETTE = np.array(list(COLOURS.values()), float)
 _NAMES = list(COLOURS)
 _GRID = np.arange(3.0, 19.0, 0.25)  # radii whose areas are tabulated
 _AREAS = {shape: np.array([coverage(shape, 32.0, 32.0, r).sum() for r in _GRID]) for shape in SHAPES}
+_SMALLEST = 12  # pixels of a region that counts as a shape
 
 
 def _nearest(rgb: np.ndarray) -> int:
@@ -30,8 +32,17 @@ def _median3(picture: np.ndarray) -> np.ndarray:
     return np.median(np.stack(shifted), axis=0)
 
 
-def _largest_blob(mask: np.ndarray) -> np.ndarray:
-    """Returns the largest 4-connected region of a boolean mask, as a mask."""
+def _neighbours(picture: np.ndarray, reach: int) -> np.ndarray:
+    """Returns the largest value of each pixel's square neighbourhood, `reach` pixels to each side: (64, 64)."""
+    padded = np.pad(picture, reach)
+    steps = range(2 * reach + 1)
+    near: np.ndarray = np.max([padded[dy : dy + SIZE, dx : dx + SIZE] for dy in steps for dx in steps], 0)
+    return near
+
+
+def _regions(mask: np.ndarray) -> list[np.ndarray]:
+    """Returns the 4-connected regions of a boolean mask, each as a mask, that have at least 12 pixels, the largest
+    first."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # every pixel takes the largest label of its neighbours until nothing changes
         padded = np.pad(labels, 1)
@@ -43,54 +54,69 @@ def _largest_blob(mask: np.ndarray) -> np.ndarray:
             break
         labels = grown
     values, counts = np.unique(labels[labels > 0], return_counts=True)
-    blob: np.ndarray = labels == values[counts.argmax()]
-    return blob
+    return [labels == values[i] for i in np.argsort(-counts, kind="stable") if counts[i] >= _SMALLEST]
+
+
+def _shape(mask: np.ndarray) -> tuple[str | None, float, float]:
+    """Returns the shape of a region and its centroid (x, y) in pixels, from the coverage of each pixel, (64, 64) in
+    [0, 1]. The shape is None if no template overlaps well with the region."""
+    area = mask.sum()
+    y, x = np.mgrid[:SIZE, :SIZE] + 0.5
+    cx, cy = float((mask * x).sum() / area), float((mask * y).sum() / area)
+    overlap, shape = 0.0, None
+    for name in SHAPES:
+        r = float(np.interp(area, _AREAS[name], _GRID))
+        # the triangle's centroid lies below its origin: shift the template so that centroids agree
+        template = coverage(name, cx, cy - (r / 6.0 if name == "triangle" else 0.0), r)
+        score = np.minimum(mask, template).sum() / np.maximum(mask, template).sum()
+        if score > overlap:
+            overlap, shape = score, name
+    return shape if overlap >= 0.6 else None, cx, cy
 
 
 def judge(picture: np.ndarray) -> Scene | None:
-    """Returns the scene that a (64, 64, 3) uint8 picture shows, None if no shape can be recognised."""
+    """Returns the scene that a (64, 64, 3) uint8 picture shows, with the left or upper shape first; None if it does not
+    show exactly two shapes."""
     smooth = _median3(picture.astype(float))
     border = np.concatenate([smooth[:2].reshape(-1, 3), smooth[-2:].reshape(-1, 3), smooth[:, 0], smooth[:, -1]])
     back = np.median(border, axis=0)
     distance = np.sqrt(((smooth - back) ** 2).sum(2))
-    if (distance > 40).sum() < 12:
+    regions = _regions(distance > 40)
+    if len(regions) != 2:
         return None
-    blob = _largest_blob(distance > 40)
-    front = np.median(smooth[blob & (distance >= np.quantile(distance[blob], 0.5))], axis=0)
-    span = front - back
-    # how far each pixel has gone from background to shape colour: soft coverage, (64, 64); the median filter
-    # eats thin arms, so the coverage is taken from the picture itself, near the blob
-    near = np.pad(blob, 2)
-    near = np.max([near[dy : dy + 64, dx : dx + 64] for dy in range(5) for dx in range(5)], 0)
-    mask = np.clip(((picture - back) @ span) / (span @ span), 0.0, 1.0) * near
-    mask[mask < 0.25] = 0.0
-    area = mask.sum()
-    y, x = np.mgrid[:64, :64] + 0.5
-    cx, cy = (mask * x).sum() / area, (mask * y).sum() / area
-    overlap, shape, radius, top = -1.0, "", 0.0, 0.0
-    for name in SHAPES:
-        r = float(np.interp(area, _AREAS[name], _GRID))
-        # the triangle's centroid lies below its origin: shift the template so that centroids agree
-        offset = r / 6.0 if name == "triangle" else 0.0
-        template = coverage(name, cx, cy - offset, r)
-        score = np.minimum(mask, template).sum() / np.maximum(mask, template).sum()
-        if score > overlap:
-            overlap, shape, radius, top = score, name, r, cy - offset
-    if overlap < 0.6:
-        return None
-    column = int(np.argmin([abs(cx - c) for c in CENTRES]))
-    row = int(np.argmin([abs(top - c) for c in CENTRES]))
-    place = next(name for name, cell in PLACES.items() if cell == (row, column))
-    size = min(RADII, key=lambda name: abs(RADII[name] - radius))
-    return Scene(size, _NAMES[_nearest(front)], shape, place, _NAMES[_nearest(back)])
+    things = []
+    for region in regions:
+        front = np.median(smooth[region & (distance >= np.quantile(distance[region], 0.5))], axis=0)
+        span = front - back
+        # how far each pixel has gone from background to shape colour: soft coverage, (64, 64); the median filter
+        # eats thin arms, so the coverage is taken from the picture itself, near the region
+        mask = np.clip(((picture - back) @ span) / (span @ span), 0.0, 1.0) * _neighbours(region, 2)
+        mask[mask < 0.25] = 0.0
+        shape, x, y = _shape(mask)
+        if shape is None:
+            return None
+        things.append(((_NAMES[_nearest(front)], shape), x, y))
+    (one, x1, y1), (other, x2, y2) = things
+    beside = abs(x1 - x2) > abs(y1 - y2)
+    relation = ("left of" if x1 < x2 else "right of") if beside else ("above" if y1 < y2 else "below")
+    return Scene(one, relation, other, _NAMES[_nearest(back)]).in_reading_order()
+
+
+_PARTS: dict[str, Callable[[Scene], object]] = {
+    "all": lambda scene: scene,
+    "shapes": lambda scene: (scene.first[1], scene.second[1]),
+    "colours": lambda scene: (scene.first[0], scene.second[0]),
+    "relation": lambda scene: scene.relation,
+    "background": lambda scene: scene.background,
+}
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Returns a dict of shares, each 0 to 1. A scene has five attributes, such as "colour"; the dict has for the name
-    of each attribute the share of `pictures` that show it as wanted. Under "all" it has the share of pictures that show
-    all five as wanted. `wanted` has the scene that each picture should show."""
-    pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
-    names = ("shape", "colour", "size", "place", "background")
-    right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}
-    right["all"] = [seen == scene for seen, scene in pairs]
-    return {name: sum(values) / len(values) for name, values in right.items()}
+    """Returns a dict of shares, each 0 to 1, of the `pictures` that show what they should: "all" has the share of
+    pictures that equal the scene in `wanted`; "shapes", "colours", "relation" and "background" have the share of
+    pictures in which this is right. Shapes and colours are compared from left to right, or from top to bottom."""
+    pairs = [(judge(picture), scene.in_reading_order()) for picture, scene in zip(pictures, wanted, strict=True)]
+    return {
+        name: sum(seen is not None and part(seen) == part(scene) for seen, scene in pairs) / len(pairs)
+        for name, part in _PARTS.items()
+    }

@@ -1,5 +1,5 @@
-"""The scenes of the bundled pipeline. A scene is one shape on a plain background; each scene has a prompt that
-describes it, and can be drawn as a picture.
+"""The scenes of the bundled pipeline. A scene is two shapes on a plain background, beside or above each other; each
+scene has a prompt that describes it, and can be drawn as a picture.
 
 Pictures are 64x64 RGB; coordinates are pixels, origin top left. This module needs no torch. The drawn scenes are the
 pictures that the pipeline is trained on, and the tests check the judge (`judge.py`) with them.
@@ -23,19 +23,9 @@ COLOURS = {
     "white": (245, 245, 245),
     "black": (22, 22, 22),
 }
-RADII = {"small": 7.0, "medium": 10.5, "large": 14.0}  # pixels
-PLACES = {  # (row, column) of a 3x3 grid
-    "at the top left": (0, 0),
-    "at the top": (0, 1),
-    "at the top right": (0, 2),
-    "on the left": (1, 0),
-    "in the center": (1, 1),
-    "on the right": (1, 2),
-    "at the bottom left": (2, 0),
-    "at the bottom": (2, 1),
-    "at the bottom right": (2, 2),
-}
-CENTRES = (17.0, 32.0, 47.0)  # pixels; the middle of each row and column of the grid
+RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}  # each with its opposite
+RADIUS = 9.0  # pixels
+DISTANCE = 14.0  # pixels from the middle of the picture to the centre of each shape
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
@@ -82,33 +72,60 @@ def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
     return np.clip(0.5 - distance, 0.0, 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scene:
-    """Describes a picture of the bundled pipeline by five words; `str(scene)` is the prompt for it."""
+    """Describes a picture of the bundled pipeline: two shapes of different colours, the relation of the first to the
+    second, such as "left of", and the background. `str(scene)` is the prompt for it.
 
-    size: str
-    colour: str
-    shape: str
-    place: str
+    Two scenes are equal if they describe the same picture: "a red ring above a blue cross" equals "a blue cross below a
+    red ring".
+    """
+
+    first: tuple[str, str]  # colour and shape
+    relation: str
+    second: tuple[str, str]
     background: str
 
     def __str__(self) -> str:
-        article = "an" if self.background[0] in "aeiou" else "a"
-        return f"a {self.size} {self.colour} {self.shape} {self.place} on {article} {self.background} background"
+        first, second = (f"{_article(colour)} {shape}" for colour, shape in (self.first, self.second))
+        return f"{first} {self.relation} {second} on {_article(self.background)} background"
 
-    def draw(self, dx: float = 0.0, dy: float = 0.0, grow: float = 0.0) -> np.ndarray:
-        """Draws the scene: (64, 64, 3) uint8, moved by (dx, dy) pixels, with a radius that is larger by `grow`
-        pixels."""
-        row, column = PLACES[self.place]
-        mask = coverage(self.shape, CENTRES[column] + dx, CENTRES[row] + dy, RADII[self.size] + grow)
-        back, front = np.array(COLOURS[self.background]), np.array(COLOURS[self.colour])
-        return np.rint(back + mask[..., None] * (front - back)).astype(np.uint8)
+    def in_reading_order(self) -> "Scene":
+        """Returns the equal scene whose first shape is the left or the upper one."""
+        if self.relation in ("left of", "above"):
+            return self
+        return Scene(self.second, RELATIONS[self.relation], self.first, self.background)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Scene) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        scene = self.in_reading_order()
+        return scene.first, scene.relation, scene.second, scene.background
+
+    def draw(self, moves: np.ndarray | None = None, grow: float = 0.0) -> np.ndarray:
+        """Draws the scene: (64, 64, 3) uint8. The left or upper shape is moved by the first row of `moves` (2, 2), x
+        and y in pixels, the other shape by the second row. Both radii are larger by `grow` pixels."""
+        scene = self.in_reading_order()
+        aside = np.array([DISTANCE, 0.0] if scene.relation == "left of" else [0.0, DISTANCE])
+        centres = SIZE / 2 + np.stack([-aside, aside]) + (np.zeros((2, 2)) if moves is None else moves)
+        picture = np.broadcast_to(np.array(COLOURS[scene.background], float), (SIZE, SIZE, 3))
+        for (colour, shape), (x, y) in zip((scene.first, scene.second), centres, strict=True):
+            mask = coverage(shape, x, y, RADIUS + grow)
+            picture = picture + mask[..., None] * (np.array(COLOURS[colour]) - picture)
+        return np.rint(picture).astype(np.uint8)
 
 
+def _article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+_COLOUR, _SHAPE = "|".join(COLOURS), "|".join(SHAPES)
 _PROMPT = re.compile(
-    rf"a (?P<size>{'|'.join(RADII)}) (?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)}) "
-    rf"(?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}) "
-    rf"on an? (?P<background>{'|'.join(COLOURS)}) background"
+    rf"an? ({_COLOUR}) ({_SHAPE}) ({'|'.join(RELATIONS)}) an? ({_COLOUR}) ({_SHAPE}) on an? ({_COLOUR}) background"
 )
 
 
@@ -116,19 +133,24 @@ def parse(prompt: str) -> Scene:
     """Returns the scene that a prompt describes. Raises ValueError for text that is not the prompt of a scene."""
     match = _PROMPT.fullmatch(prompt.strip())
     if match is None:
-        raise ValueError(f"prompt {prompt!r}: not a scene of the bundled pipeline, such as {Scene(*_EXAMPLE)}")
-    return Scene(**match.groupdict())
+        raise ValueError(f"prompt {prompt!r}: not a scene of the bundled pipeline, such as {_EXAMPLE}")
+    colour, shape, relation, other_colour, other_shape, background = match.groups()
+    return Scene((colour, shape), relation, (other_colour, other_shape), background)
 
 
-_EXAMPLE = ("small", "red", "triangle", "at the top left", "yellow")
+_EXAMPLE = Scene(("red", "circle"), "left of", ("blue", "square"), "white")
 
 
 def split() -> tuple[list[Scene], list[Scene]]:
-    """Splits all scenes into (train, held out): 600 scenes, fixed by a seed, are kept out of training."""
-    scenes = [
-        Scene(size, colour, shape, place, background)
-        for size, colour, shape, place, background in itertools.product(RADII, COLOURS, SHAPES, PLACES, COLOURS)
-        if colour != background
+    """Splits all scenes into (train, held out): 300 pictures, fixed by a seed, are kept out of training. Each picture
+    has two scenes, which are equal and have different prompts."""
+    things = list(itertools.product(COLOURS, SHAPES))
+    pictures = [
+        Scene(first, relation, second, background)
+        for first, relation, second, background in itertools.product(things, ("left of", "above"), things, COLOURS)
+        if len({first[0], second[0], background}) == 3
     ]
-    random.Random(64).shuffle(scenes)
-    return scenes[600:], scenes[:600]
+    random.Random(64).shuffle(pictures)
+    scenes = [(s, Scene(s.second, RELATIONS[s.relation], s.first, s.background)) for s in pictures]
+    both = list(itertools.chain.from_iterable(scenes))
+    return both[600:], both[:600]
