@@ -8,7 +8,8 @@ layers of the squared error, relative to the first row with the same kind of inp
 `seconds` is the time of calibrate, which includes a replay of all calls; `of plain` is the ratio of that time to
 running the calls alone, measured just before. `peak memory` is the peak of the process so far, in which the rows run
 one after the other. `bytes` is the size of all linear layers. `judged` is the share of pictures that show what the
-prompt says.
+prompt says; in brackets are the numbers of prompts that only the float model draws right (-) and that only this model
+draws right (+).
 
 The row "weights in 4 bits" is there to compare with; Octavo does not write such layers. Its inputs stay float, and each
 weight becomes the nearest of 15 values."""
@@ -34,13 +35,13 @@ from octavo.calibrate.runtime import optimized
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.calibrate.smoothing.fold import temporary_values
 from octavo.capture.recorder import Memory, Recorder
-from octavo.pipelines.demo.judge import score
+from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import parse
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
-from tests.zoo.drawing import draw
+from tests.zoo.drawing import draw_quickly
 from tests.zoo.random_sd3 import put_outliers
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -159,9 +160,19 @@ def forwards(model: nn.Module, calls: list[Any]) -> float:
     return time.perf_counter() - began
 
 
-def judged(pipe: Any, prompts: list[str]) -> str:
-    """Returns the share of pictures, drawn by `pipe`, that show what their prompts say; "" without prompts."""
-    return f"{score(draw(pipe, prompts), map(parse, prompts))['all']:.1%}" if prompts else ""
+def judged(pipe: Any, prompts: list[str]) -> list[bool]:
+    """Draws a picture for each prompt; returns for each whether it shows what the prompt says."""
+    return [
+        judge(picture) == parse(prompt) for prompt, picture in zip(prompts, draw_quickly(pipe, prompts), strict=True)
+    ]
+
+
+def judged_cell(right: list[bool], exact: list[bool]) -> str:
+    """Returns the cell of the column `judged` for a model whose pictures are `right`; the float model's are `exact`."""
+    if not right:
+        return ""
+    pairs = list(zip(right, exact, strict=True))
+    return f"{statistics.mean(right):.1%} (-{pairs.count((False, True))} +{pairs.count((True, False))})"
 
 
 def main() -> None:
@@ -174,13 +185,13 @@ def main() -> None:
     pictured = held_out[: options.pictures]
     print(f"{len(calls)} calls, {len(held_out_calls)} held out", HEAD, sep="\n")
     starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by smoothing and kind of inputs
-    if pictured:
-        print(f"| float | | | | | | | | | {judged(pipe, pictured)} |", flush=True)
+    exact = judged(pipe, pictured)
+    print(f"| float | | | | | | | | | {judged_cell(exact, exact)} |", flush=True)
     for name in options.rows:
         if name == COARSE:
             error = f"{sqnr(model, {}, held_out_calls, coarse(model)):.2f} dB"
             with coarse(model):
-                print(f"| {name} | {error} | | | | | | | | {judged(pipe, pictured)} |", flush=True)
+                print(f"| {name} | {error} | | | | | | | | {judged_cell(judged(pipe, pictured), exact)} |", flush=True)
             continue
         plain = forwards(model, calls)
         began = time.perf_counter()
@@ -196,7 +207,7 @@ def main() -> None:
         cells += [f"{ratio:.2f} x", f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
         cells.append(size(result.report["totals"]["bytes_after"]))
         with quantized(model, {name: optimized(layer) for name, layer in result.layers.items()}):
-            print(f"| {name} | {' | '.join(cells)} | {judged(pipe, pictured)} |", flush=True)
+            print(f"| {name} | {' | '.join(cells)} | {judged_cell(judged(pipe, pictured), exact)} |", flush=True)
 
 
 if __name__ == "__main__":
