@@ -187,7 +187,8 @@ def main() -> None:
     print(f"{len(calls)} calls, {len(held_out_calls)} held out", HEAD, sep="\n")
     starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by smoothing and kind of inputs
     exact = judged(pipe, pictured)
-    print(f"| float | | | | | | | | | {judged_cell(exact, exact)} |", flush=True)
+    if pictured:
+        print(f"| float | | | | | | | | | {judged_cell(exact, exact)} |", flush=True)
     for name in options.rows:
         if name == COARSE:
             error = f"{sqnr(model, {}, held_out_calls, coarse(model)):.2f} dB"

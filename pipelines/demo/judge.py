@@ -9,6 +9,7 @@ centroids.
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from .scene import COLOURS, SHAPES, SIZE, Scene, coverage
 
@@ -27,16 +28,13 @@ def _median3(picture: np.ndarray) -> np.ndarray:
     """Replaces each pixel by the median of its 3x3 neighbourhood, which removes noise and keeps outlines. Beyond the
     border, the pixels of the border are repeated."""
     padded = np.pad(picture, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    height, width = picture.shape[:2]
-    shifted = [padded[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
-    return np.median(np.stack(shifted), axis=0)
+    return np.median(sliding_window_view(padded, (3, 3), axis=(0, 1)), axis=(-2, -1))
 
 
 def _neighbours(picture: np.ndarray, reach: int) -> np.ndarray:
     """Returns the largest value of each pixel's square neighbourhood, `reach` pixels to each side: (64, 64)."""
-    padded = np.pad(picture, reach)
-    steps = range(2 * reach + 1)
-    near: np.ndarray = np.max([padded[dy : dy + SIZE, dx : dx + SIZE] for dy in steps for dx in steps], 0)
+    side = 2 * reach + 1
+    near: np.ndarray = sliding_window_view(np.pad(picture, reach), (side, side)).max((-2, -1))
     return near
 
 

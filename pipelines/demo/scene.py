@@ -90,11 +90,13 @@ class Scene:
         first, second = (f"{_article(colour)} {shape}" for colour, shape in (self.first, self.second))
         return f"{first} {self.relation} {second} on {_article(self.background)} background"
 
+    def turned(self) -> "Scene":
+        """Returns the equal scene that names the second shape first."""
+        return Scene(self.second, RELATIONS[self.relation], self.first, self.background)
+
     def in_reading_order(self) -> "Scene":
         """Returns the equal scene whose first shape is the left or the upper one."""
-        if self.relation in ("left of", "above"):
-            return self
-        return Scene(self.second, RELATIONS[self.relation], self.first, self.background)
+        return self if self.relation in ("left of", "above") else self.turned()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scene) and self._key() == other._key()
@@ -106,12 +108,12 @@ class Scene:
         scene = self.in_reading_order()
         return scene.first, scene.relation, scene.second, scene.background
 
-    def draw(self, moves: np.ndarray | None = None, grow: float = 0.0) -> np.ndarray:
+    def draw(self, moves: np.ndarray | float = 0.0, grow: float = 0.0) -> np.ndarray:
         """Draws the scene: (64, 64, 3) uint8. The left or upper shape is moved by the first row of `moves` (2, 2), x
         and y in pixels, the other shape by the second row. Both radii are larger by `grow` pixels."""
         scene = self.in_reading_order()
         aside = np.array([DISTANCE, 0.0] if scene.relation == "left of" else [0.0, DISTANCE])
-        centres = SIZE / 2 + np.stack([-aside, aside]) + (np.zeros((2, 2)) if moves is None else moves)
+        centres = SIZE / 2 + np.stack([-aside, aside]) + moves
         picture = np.broadcast_to(np.array(COLOURS[scene.background], float), (SIZE, SIZE, 3))
         for (colour, shape), (x, y) in zip((scene.first, scene.second), centres, strict=True):
             mask = coverage(shape, x, y, RADIUS + grow)
@@ -151,6 +153,5 @@ def split() -> tuple[list[Scene], list[Scene]]:
         if len({first[0], second[0], background}) == 3
     ]
     random.Random(64).shuffle(pictures)
-    scenes = [(s, Scene(s.second, RELATIONS[s.relation], s.first, s.background)) for s in pictures]
-    both = list(itertools.chain.from_iterable(scenes))
-    return both[600:], both[:600]
+    scenes = [scene for picture in pictures for scene in (picture, picture.turned())]
+    return scenes[600:], scenes[:600]
