@@ -49,40 +49,89 @@ def _channels_along(x: Tensor, axis: int) -> ChannelReading:
     return ChannelReading(low, high, x.numel() // x.shape[axis])
 
 
+class Peaks(NamedTuple):
+    """For each channel, the largest absolute values of two prompts. `largest` is the largest value of all, and `prompt`
+    the number of the prompt that has it. `second` is the largest value of all other prompts; 0 if there are none. Each
+    is (channels,), `prompt` int32, the others float32."""
+
+    largest: Tensor
+    prompt: Tensor
+    second: Tensor
+
+    @classmethod
+    def of(cls, reading: ChannelReading, prompt: int) -> "Peaks":
+        """Returns the peaks of tensors of a single prompt, of which `reading` has the extremes."""
+        largest = torch.maximum(reading.high, reading.low.neg())
+        return cls(largest, torch.full_like(largest, prompt, dtype=torch.int32), torch.zeros_like(largest))
+
+    def merged(self, other: "Peaks") -> "Peaks":
+        """Returns the peaks of the tensors of both; the prompts of the tensors may be the same."""
+        later = other.largest > self.largest
+        second = torch.where(
+            self.prompt == other.prompt,
+            torch.maximum(self.second, other.second),
+            torch.maximum(torch.minimum(self.largest, other.largest), torch.where(later, other.second, self.second)),
+        )
+        return Peaks(torch.maximum(self.largest, other.largest), torch.where(later, other.prompt, self.prompt), second)
+
+
 class Channels:
-    """Gathers the extremes of each channel over many tensors. The result has the same bits for any order of the tensors
-    and any division of them among ranks."""
+    """Gathers the extremes of each channel over many tensors, and the peaks of the two prompts whose values are
+    largest. The result has the same bits for any order of the tensors and any division of them among ranks."""
 
     def __init__(self) -> None:
-        self._total: ChannelReading | None = None
+        self._total: tuple[ChannelReading, Peaks] | None = None
+        self._latest: tuple[ChannelReading, int] | None = None  # what `_total` lacks, all of the prompt that is named
 
-    def add(self, reading: ChannelReading) -> None:
-        """Adds the extremes of one tensor, which `channels_of` returned as `reading`."""
-        total = self._total or reading
-        low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
-        self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
+    def add(self, reading: ChannelReading, prompt: int) -> None:
+        """Adds the extremes of one tensor, which `channels_of` returned as `reading`. `prompt` is the number of the
+        prompt that the tensor belongs to."""
+        if self._latest is not None and self._latest[1] == prompt:
+            reading = _joined(self._latest[0], reading)
+        else:
+            self._add_latest()
+        self._latest = reading, prompt
 
     def merge(self, other: "Channels") -> None:
         """Adds the extremes of all tensors that were added to `other`."""
+        self._add_latest()
+        other._add_latest()
         if other._total is not None:
-            self.add(other._total)
+            self._add(*other._total)
+
+    def _add_latest(self) -> None:
+        if self._latest is not None:
+            reading, prompt = self._latest
+            self._latest = None
+            self._add(reading, Peaks.of(reading, prompt))
+
+    def _add(self, reading: ChannelReading, peaks: Peaks) -> None:
+        if self._total is not None:
+            reading, peaks = _joined(self._total[0], reading), self._total[1].merged(peaks)
+        self._total = reading, peaks
 
     @property
     def rows(self) -> int:
         """The number of rows of all added tensors."""
-        return 0 if self._total is None else self._total.rows
+        self._add_latest()
+        return 0 if self._total is None else self._total[0].rows
 
     @property
     def low(self) -> Tensor:
         """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no
         tensor was added."""
-        return self._readings().low
+        return self._gathered()[0].low
 
     @property
     def high(self) -> Tensor:
         """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no tensor
         was added."""
-        return self._readings().high
+        return self._gathered()[0].high
+
+    @property
+    def peaks(self) -> Peaks:
+        """The largest absolute values of each channel in two prompts. Raises ValueError if no tensor was added."""
+        return self._gathered()[1]
 
     def range(self, transform: Transform | None = None) -> Range:
         """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
@@ -91,10 +140,16 @@ class Channels:
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
-    def _readings(self) -> ChannelReading:
+    def _gathered(self) -> tuple[ChannelReading, Peaks]:
+        self._add_latest()
         if self._total is None:
             raise ValueError("no input was observed")
         return self._total
+
+
+def _joined(one: ChannelReading, other: ChannelReading) -> ChannelReading:
+    low, high = torch.minimum(one.low, other.low), torch.maximum(one.high, other.high)
+    return ChannelReading(low, high, one.rows + other.rows)
 
 
 class Extremes(NamedTuple):

@@ -75,7 +75,7 @@ class Survey:
     def add(self, reading: SurveyReading) -> None:
         held_out, position = self._current.held_out, self._current.position
         self._source = (position, self._source[1] + 1 if self._source[0] == position else 0)
-        (self.held_out if held_out else self.train).add(reading.channels)
+        (self.held_out if held_out else self.train).add(reading.channels, self._current.prompt)
         (self._held_rows if held_out else self._train_rows).add(reading.rows, self._current.level, self._source)
         reading.surveys.append(self)
         self._leaders.add(reading.surveys[0].name)
@@ -122,6 +122,16 @@ class Survey:
         merged.merge(self.train)
         merged.merge(self.held_out)
         return merged
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts that were replayed. A call that does not name its prompt counts as a prompt."""
+        return self._current.prompts[0]
+
+    @property
+    def fit_prompts(self) -> int:
+        """The number of prompts that `fit_channels` is from."""
+        return self._current.prompts[1 if self.has_held_out else 0]
 
     @property
     def fit_channels(self) -> Channels:

@@ -30,6 +30,7 @@ from ..observers.survey import Survey
 from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.work import Work
 from .fold import FoldGroup, can_fold
+from .growth import growth_of
 from .judge import TransformJudge
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
@@ -46,11 +47,13 @@ class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
     `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain`, in dB, is 10
     log10(error before / error after). This error is the sum of the relative output errors of all layers that share the
-    transform, before without the transform and after with the transform."""
+    transform, before without the transform and after with the transform. A static range of the smoothed input is
+    multiplied by `growth` (`growth_of`)."""
 
     transform: Transform
     alpha: float | None
     gain: float
+    growth: float = 1.0
 
 
 class Tried(NamedTuple):
@@ -69,6 +72,21 @@ class Tried(NamedTuple):
 
 
 SMOOTHING = Tried()  # smoothing only
+
+
+class Candidate(NamedTuple):
+    """Holds a transform to choose from, None for no transform, and SmoothQuant's exponent `alpha` if it smooths."""
+
+    transform: Transform | None = None
+    alpha: float | None = None
+
+    def growth(self, inputs: Channels, group: Channels, prompts: int) -> float:
+        """Returns the factor by which to multiply the range of an input with the extremes `inputs` (`growth_of`); 1
+        unless the transform only smooths. The smoothing factors follow from the extremes `group`; both are of so many
+        `prompts`."""
+        if not isinstance(self.transform, Multiply) or self.alpha is None:
+            return 1.0
+        return growth_of(inputs.peaks, group.peaks, self.transform.factors, self.alpha, prompts)
 
 
 def smooth(
@@ -100,15 +118,14 @@ def smooth(
     for names in work.progress("smooth", groups_of_rank, len(groups_of_rank)):
         together = tried if tried.multipliers or tuple(names) in foldable else tried.rotated
         shared, error = _best_smoothing(model, names, surveys, kind, scheme, together)
-        results = {tuple(names): shared}
+        results = [shared]
         if len(parts := list(_by_input(names, surveys))) > 1:
             apart = tried if tried.multipliers else tried.rotated
-            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme, apart) for part in parts}
-            if sum(part_error for _, part_error in separate.values()) < _SEPARATE * error:
-                results = {part: smoothing for part, (smoothing, _) in separate.items()}
-        for part, smoothing in results.items():
-            if smoothing is not None:
-                chosen.update(dict.fromkeys(part, smoothing))
+            separate = [_best_smoothing(model, part, surveys, kind, scheme, apart) for part in parts]
+            if sum(part_error for _, part_error in separate) < _SEPARATE * error:
+                results = [smoothings for smoothings, _ in separate]
+        for smoothings in results:
+            chosen |= smoothings
     return {name: smoothing for part in work.ranks.gather(chosen) for name, smoothing in part.items()}
 
 
@@ -140,38 +157,59 @@ def _best_smoothing(
     kind: type[Input],
     scheme: Scheme,
     tried: Tried,
-) -> tuple[Smoothing | None, float]:
-    """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
-    output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
-    transform. `surveys` has the survey of each layer's input; `tried` has the transforms to try. `kind`, a subclass of
-    Input such as DynamicInput, says when ranges of inputs are found; `scheme` is the rule by which inputs become
-    codes."""
+) -> tuple[dict[str, Smoothing], float]:
+    """Returns the transform that suits the layers `names` best, the same for all of them, as a dict from layer name to
+    smoothing, and the sum of the layers' relative output errors with it. If no transform lowers this sum by at least
+    10 %, the dict is empty and the sum that without a transform. `surveys` has the survey of each layer's input;
+    `tried` has the transforms to try. `kind`, a subclass of Input such as DynamicInput, says when ranges of inputs are
+    found; `scheme` is the rule by which inputs become codes."""
     modules = [layer_at(model, name) for name in names]
     weights = largest_of([columns_of(module) for module in modules])
     fitted = _merged(surveys[name].fit_channels for name in names)
-    judges = [
-        TransformJudge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
+    inputs = {
+        surveys[part[0]]: TransformJudge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
         for part in _by_input(names, surveys)
-    ]
+    }
 
-    def error(transform: Transform | None) -> float:
-        return sum(judge.error(transform) for judge in judges)
+    def error(candidate: Candidate) -> float:
+        return sum(
+            judge.error(candidate.transform, candidate.growth(survey.fit_channels, fitted, survey.fit_prompts))
+            for survey, judge in inputs.items()
+        )
 
-    before = error(None)
-    multipliers = [Multiply(multiplier_of(weights, fitted, alpha)) for alpha in tried.alphas]
-    best, after = _better(None, before, multipliers, error)
-    alpha = next((alpha for alpha, each in zip(tried.alphas, multipliers, strict=True) if each is best), None)
+    before = error(Candidate())
+    smoothed = [Candidate(Multiply(multiplier_of(weights, fitted, alpha)), alpha) for alpha in tried.alphas]
+    best, after = _better(Candidate(), before, smoothed, error)
     linear = all(isinstance(module, nn.Linear) for module in modules)
-    rotations = [Rotate.by(size) for size in tried.rotations if linear and not len(weights) % size]
-    rotated: list[Transform] = [*rotations, *(MultiplyRotate(best, rotate) for rotate in rotations if best is not None)]
-    transform, after = _better(best, after, rotated, error)
-    if isinstance(transform, Rotate):
-        alpha = None
-    elif alpha is not None:  # the factors for all calls, not only for those that are not held out
-        multiply = Multiply(multiplier_of(weights, _merged(surveys[name].all for name in names), alpha))
-        transform = MultiplyRotate(multiply, transform.rotate) if isinstance(transform, MultiplyRotate) else multiply
+    best, after = _better(best, after, _rotated(best, tried.rotations if linear else (), len(weights)), error)
+    every = _merged(surveys[name].all for name in names)
+    refitted = _refitted(best, weights, every)
+    if (transform := refitted.transform) is None:
+        return {}, after
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    return None if transform is None else Smoothing(transform, alpha, gain), after
+    growths = {name: refitted.growth(surveys[name].all, every, surveys[name].prompts) for name in names}
+    return {name: Smoothing(transform, best.alpha, gain, growth) for name, growth in growths.items()}, after
+
+
+def _rotated(best: Candidate, sizes: Sequence[int], channels: int) -> list[Candidate]:
+    """Returns rotations that mix groups of so many of the `channels`, alone and after the smoothing `best`. Sizes that
+    do not divide the number of channels are left out."""
+    rotations = [Rotate.by(size) for size in sizes if not channels % size]
+    alone = [Candidate(rotation) for rotation in rotations]
+    if not isinstance(best.transform, Multiply):
+        return alone
+    return alone + [Candidate(MultiplyRotate(best.transform, rotation), best.alpha) for rotation in rotations]
+
+
+def _refitted(candidate: Candidate, weights: Tensor, inputs: Channels) -> Candidate:
+    """Returns `candidate` with the smoothing factors for the extremes `inputs`, those of all calls, held out or not.
+    `weights` has the largest |W| of each channel."""
+    if candidate.alpha is None:
+        return candidate
+    multiply = Multiply(multiplier_of(weights, inputs, candidate.alpha))
+    if isinstance(candidate.transform, MultiplyRotate):
+        return candidate._replace(transform=MultiplyRotate(multiply, candidate.transform.rotate))
+    return candidate._replace(transform=multiply)
 
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:

@@ -11,10 +11,11 @@ from octavo.calibrate.observers.extremes import Channels, channels_of
 from ...zoo.toy import DTYPES
 
 
-def channels_over(parts: list[torch.Tensor]) -> Channels:
+def channels_over(parts: list[torch.Tensor], prompts: list[int] | None = None) -> Channels:
+    """Returns the extremes over `parts`, which belong to the prompts with the numbers `prompts` (None: all to one)."""
     channels = Channels()
-    for part in parts:
-        channels.add(channels_of(part))
+    for part, prompt in zip(parts, prompts or [0] * len(parts), strict=True):
+        channels.add(channels_of(part), prompt)
     return channels
 
 
@@ -36,6 +37,28 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
         assert other.rows == whole.rows == 40
         assert other.range() == whole.range() == (float(rows.min()), float(rows.max()))
         assert other.range(Multiply(multiplier)) == whole.range(Multiply(multiplier))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 12))
+def test_peaks_are_the_two_largest_values_of_different_prompts_for_any_split_in_any_order(seed, prompts, cut):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randint(-9, 10, (2, 5), generator=generator).float() for _ in prompts]  # with equal values
+    whole = channels_over(parts, prompts).peaks
+    by_prompt = torch.zeros(4, 5)
+    for part, prompt in zip(parts, prompts, strict=True):
+        by_prompt[prompt] = torch.maximum(by_prompt[prompt], part.abs().amax(0))
+    largest, second = by_prompt.topk(2, dim=0).values
+    assert torch.equal(whole.largest, largest)
+    assert torch.equal(whole.second, second)
+    assert torch.equal(by_prompt.gather(0, whole.prompt[None])[0], largest)
+
+    order = torch.randperm(len(parts), generator=generator).tolist()
+    parts, prompts = [parts[index] for index in order], [prompts[index] for index in order]
+    merged = channels_over(parts[:cut], prompts[:cut])
+    merged.merge(channels_over(parts[cut:], prompts[cut:]))
+    assert torch.equal(merged.peaks.largest, largest)
+    assert torch.equal(merged.peaks.second, second)
 
 
 def test_the_range_is_that_of_the_multiplied_input():

@@ -264,7 +264,11 @@ def test_open_sora_is_exported_and_loaded_with_the_same_integers(tmp_path, activ
     assert "format ascend: its software loads no float parameters" in message
     assert not (tmp_path / "no").exists()
     export(result, model, tmp_path / "out", ("diffusers",))
-    one, other = STDiT3.from_pretrained(tmp_path / "out"), load_denoiser(tmp_path / "out")
+    # copies, because torch may round the sums of a float layer in another way if its weights, mapped from a file, are
+    # not aligned to 64 bytes
+    one, other = (
+        copy.deepcopy(loaded) for loaded in (STDiT3.from_pretrained(tmp_path / "out"), load_denoiser(tmp_path / "out"))
+    )
     octavo.accelerate(one, "reference")
     assert torch.equal(run(one, calls), torch.cat(measured[-len(calls) :]))
     octavo.accelerate(one)
