@@ -50,19 +50,18 @@ def _channels_along(x: Tensor, axis: int) -> ChannelReading:
 
 
 class Peaks(NamedTuple):
-    """For each channel, the largest absolute values of two prompts. `largest` is the largest value of all, and `prompt`
-    the number of the prompt that has it. `second` is the largest value of all other prompts; 0 if there are none. Each
-    is (channels,), `prompt` int32, the others float32."""
+    """For each channel, the largest values of two prompts. `largest` is the largest value of all, `prompt` the number
+    of the prompt that has it, and `second` the largest value of all other prompts; minus infinity if there are none.
+    Each is (channels,), `prompt` int32, the others float32."""
 
     largest: Tensor
     prompt: Tensor
     second: Tensor
 
     @classmethod
-    def of(cls, reading: ChannelReading, prompt: int) -> "Peaks":
-        """Returns the peaks of tensors of a single prompt, of which `reading` has the extremes."""
-        largest = torch.maximum(reading.high, reading.low.neg())
-        return cls(largest, torch.full_like(largest, prompt, dtype=torch.int32), torch.zeros_like(largest))
+    def of(cls, largest: Tensor, prompt: int) -> "Peaks":
+        """Returns the peaks of tensors of a single prompt, of which `largest` has the largest value of each channel."""
+        return cls(largest, torch.full_like(largest, prompt, dtype=torch.int32), torch.full_like(largest, -math.inf))
 
     def merged(self, other: "Peaks") -> "Peaks":
         """Returns the peaks of the tensors of both; the prompts of the tensors may be the same."""
@@ -72,22 +71,31 @@ class Peaks(NamedTuple):
             torch.maximum(self.second, other.second),
             torch.maximum(torch.minimum(self.largest, other.largest), torch.where(later, other.second, self.second)),
         )
-        return Peaks(torch.maximum(self.largest, other.largest), torch.where(later, other.prompt, self.prompt), second)
+        prompt = torch.where(later, other.prompt, self.prompt)
+        return Peaks(torch.maximum(self.largest, other.largest), prompt, second)
+
+    def without(self, prompt: int) -> Tensor:
+        """Returns the largest value of each channel in all prompts but `prompt`; minus infinity if there are none."""
+        return torch.where(self.prompt == prompt, self.second, self.largest)
 
 
 class Channels:
-    """Gathers the extremes of each channel over many tensors, and the peaks of the two prompts whose values are
-    largest. The result has the same bits for any order of the tensors and any division of them among ranks."""
+    """Gathers the extremes of each channel over many tensors, so that those of all prompts but one are known too. The
+    result has the same bits for any order of the tensors and any division of them among ranks."""
 
     def __init__(self) -> None:
-        self._total: tuple[ChannelReading, Peaks] | None = None
-        self._latest: tuple[ChannelReading, int] | None = None  # what `_total` lacks, all of the prompt that is named
+        self._peaks: tuple[Peaks, Peaks] | None = None  # of the values, and of the values times -1
+        self._rows = 0
+        self._latest: tuple[ChannelReading, int] | None = None  # what is not in `_peaks` yet, and its prompt
 
     def add(self, reading: ChannelReading, prompt: int) -> None:
         """Adds the extremes of one tensor, which `channels_of` returned as `reading`. `prompt` is the number of the
         prompt that the tensor belongs to."""
+        self._rows += reading.rows
         if self._latest is not None and self._latest[1] == prompt:
-            reading = _joined(self._latest[0], reading)
+            latest = self._latest[0]
+            low, high = torch.minimum(latest.low, reading.low), torch.maximum(latest.high, reading.high)
+            reading = ChannelReading(low, high, reading.rows)
         else:
             self._add_latest()
         self._latest = reading, prompt
@@ -96,42 +104,36 @@ class Channels:
         """Adds the extremes of all tensors that were added to `other`."""
         self._add_latest()
         other._add_latest()
-        if other._total is not None:
-            self._add(*other._total)
+        self._rows += other._rows
+        self._add_peaks(other._peaks)
 
     def _add_latest(self) -> None:
         if self._latest is not None:
-            reading, prompt = self._latest
+            (low, high, _), prompt = self._latest
             self._latest = None
-            self._add(reading, Peaks.of(reading, prompt))
+            self._add_peaks((Peaks.of(high, prompt), Peaks.of(low.neg(), prompt)))
 
-    def _add(self, reading: ChannelReading, peaks: Peaks) -> None:
-        if self._total is not None:
-            reading, peaks = _joined(self._total[0], reading), self._total[1].merged(peaks)
-        self._total = reading, peaks
+    def _add_peaks(self, peaks: tuple[Peaks, Peaks] | None) -> None:
+        if self._peaks is not None and peaks is not None:
+            peaks = self._peaks[0].merged(peaks[0]), self._peaks[1].merged(peaks[1])
+        self._peaks = peaks or self._peaks
 
     @property
     def rows(self) -> int:
         """The number of rows of all added tensors."""
-        self._add_latest()
-        return 0 if self._total is None else self._total[0].rows
+        return self._rows
 
     @property
     def low(self) -> Tensor:
         """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no
         tensor was added."""
-        return self._gathered()[0].low
+        return self._gathered()[1].largest.neg() + 0.0  # turns -0.0 into 0.0
 
     @property
     def high(self) -> Tensor:
         """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no tensor
         was added."""
-        return self._gathered()[0].high
-
-    @property
-    def peaks(self) -> Peaks:
-        """The largest absolute values of each channel in two prompts. Raises ValueError if no tensor was added."""
-        return self._gathered()[1]
+        return self._gathered()[0].largest
 
     def range(self, transform: Transform | None = None) -> Range:
         """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
@@ -140,16 +142,20 @@ class Channels:
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
-    def _gathered(self) -> tuple[ChannelReading, Peaks]:
+    def without(self, prompt: int) -> "Channels | None":
+        """Returns the extremes over the tensors of all prompts but `prompt`; None if there are no others."""
+        high, low = (peaks.without(prompt) for peaks in self._gathered())
+        if bool(high.isinf().any()):
+            return None
+        others = Channels()
+        others.add(ChannelReading(low.neg() + 0.0, high, 0), -1)
+        return others
+
+    def _gathered(self) -> tuple[Peaks, Peaks]:
         self._add_latest()
-        if self._total is None:
+        if self._peaks is None:
             raise ValueError("no input was observed")
-        return self._total
-
-
-def _joined(one: ChannelReading, other: ChannelReading) -> ChannelReading:
-    low, high = torch.minimum(one.low, other.low), torch.maximum(one.high, other.high)
-    return ChannelReading(low, high, one.rows + other.rows)
+        return self._peaks
 
 
 class Extremes(NamedTuple):

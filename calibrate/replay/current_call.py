@@ -29,7 +29,6 @@ class CurrentCall:
     | attribute | meaning                                                                                           |
     |-----------|---------------------------------------------------------------------------------------------------|
     | position  | the position of the current call                                                                  |
-    | prompt    | the number of the prompt of the current call; its position if it does not name its prompt         |
     | held_out  | whether the current call is held out, to judge choices that were made from the other calls        |
     | level     | the noise level of the current call; None where it has none                                       |
     | count     | the number of calls so far                                                                        |
@@ -41,7 +40,7 @@ class CurrentCall:
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         self._signature, self._ranks = inspect.signature(model.forward), ranks
-        self.position, self.prompt, self.held_out, self.level, self.count, self.samples = 0, 0, False, None, 0, 0
+        self.position, self.held_out, self.level, self.count, self.samples = 0, False, None, 0, 0
         self.levels: dict[int, float] = {}
         self.units: list[int | None] = []
         self.training: list[int] = []
@@ -53,8 +52,7 @@ class CurrentCall:
         of other ranks are yielded and counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            self.position, self.prompt = position, position if unit is None else unit
-            self.held_out = held_out(self.prompt)
+            self.position, self.held_out = position, held_out(position if unit is None else unit)
             if not self.held_out:
                 self.training.append(position)
             self.units.append(unit)
@@ -85,14 +83,6 @@ class CurrentCall:
         joined = copy.copy(self)
         joined.samples, joined.levels = samples, levels
         return joined
-
-    @property
-    def prompts(self) -> tuple[int, int]:
-        """The number of prompts so far, and how many of them are not held out. A call that does not name its prompt
-        counts as a prompt."""
-        named = {unit for unit in self.units[: self.count] if unit is not None}
-        others = [position for position, unit in enumerate(self.units[: self.count]) if unit is None]
-        return len(named) + len(others), sum(not held_out(number) for number in (*named, *others))
 
     def held_out_count(self, positions: Iterable[int]) -> int:
         """Returns the number of held-out calls among those at `positions`."""

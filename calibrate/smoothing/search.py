@@ -17,6 +17,7 @@ the smoothing that was chosen.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -30,7 +31,7 @@ from ..observers.survey import Survey
 from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.work import Work
 from .fold import FoldGroup, can_fold
-from .growth import growth_of
+from .growth import LeftOut, growth_of, left_out
 from .judge import TransformJudge
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
@@ -79,14 +80,6 @@ class Candidate(NamedTuple):
 
     transform: Transform | None = None
     alpha: float | None = None
-
-    def growth(self, inputs: Channels, group: Channels, prompts: int) -> float:
-        """Returns the factor by which to multiply the range of an input with the extremes `inputs` (`growth_of`); 1
-        unless the transform only smooths. The smoothing factors follow from the extremes `group`; both are of so many
-        `prompts`."""
-        if not isinstance(self.transform, Multiply) or self.alpha is None:
-            return 1.0
-        return growth_of(inputs.peaks, group.peaks, self.transform.factors, self.alpha, prompts)
 
 
 def smooth(
@@ -165,16 +158,14 @@ def _best_smoothing(
     found; `scheme` is the rule by which inputs become codes."""
     modules = [layer_at(model, name) for name in names]
     weights = largest_of([columns_of(module) for module in modules])
-    fitted = _merged(surveys[name].fit_channels for name in names)
-    inputs = {
-        surveys[part[0]]: TransformJudge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
-        for part in _by_input(names, surveys)
-    }
+    fitted, every = _merged(surveys[n].fit_channels for n in names), _merged(surveys[n].all for n in names)
+    parts = [_SmoothedInput.of(model, part, surveys, kind, scheme) for part in _by_input(names, surveys)]
+    left = [part.left_out(fitted, fit=True) if kind.ranged else [] for part in parts]
 
     def error(candidate: Candidate) -> float:
         return sum(
-            judge.error(candidate.transform, candidate.growth(survey.fit_channels, fitted, survey.fit_prompts))
-            for survey, judge in inputs.items()
+            part.judge.error(candidate.transform, part.growth(candidate, prompts, weights, scheme))
+            for part, prompts in zip(parts, left, strict=True)
         )
 
     before = error(Candidate())
@@ -182,13 +173,48 @@ def _best_smoothing(
     best, after = _better(Candidate(), before, smoothed, error)
     linear = all(isinstance(module, nn.Linear) for module in modules)
     best, after = _better(best, after, _rotated(best, tried.rotations if linear else (), len(weights)), error)
-    every = _merged(surveys[name].all for name in names)
-    refitted = _refitted(best, weights, every)
-    if (transform := refitted.transform) is None:
+    best = _refitted(best, weights, every)
+    if best.transform is None:
         return {}, after
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    growths = {name: refitted.growth(surveys[name].all, every, surveys[name].prompts) for name in names}
-    return {name: Smoothing(transform, best.alpha, gain, growth) for name, growth in growths.items()}, after
+    chosen: dict[str, Smoothing] = {}
+    for part in parts:
+        prompts = part.left_out(every, fit=False) if kind.ranged else []
+        growth = part.growth(best, prompts, weights, scheme)
+        chosen |= dict.fromkeys(part.names, Smoothing(best.transform, best.alpha, gain, growth))
+    return chosen, after
+
+
+class _SmoothedInput(NamedTuple):
+    """An input of the layers `names`: its survey, the judge of its transforms, and the `energy` of each channel (in,),
+    the sum of squares of the layers' weights that multiply it."""
+
+    names: Sequence[str]
+    survey: Survey
+    judge: TransformJudge
+    energy: Tensor
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
+    ) -> "_SmoothedInput":
+        """Returns the input that the layers `names` of `model` share, with the first of their `surveys`."""
+        modules, survey = [layer_at(model, name) for name in names], surveys[names[0]]
+        squares = [columns_of(module).to(torch.float32).square().sum(0) for module in modules]
+        return cls(names, survey, TransformJudge(modules, survey, kind, scheme), torch.stack(squares).sum(0))
+
+    def left_out(self, group: Channels, *, fit: bool) -> list[LeftOut]:
+        """Returns the prompts to leave out; with `fit`, only those that are not held out. `group` has the extremes of
+        all inputs that share the smoothing factors, over the same calls."""
+        inputs = self.survey.fit_channels if fit else self.survey.all
+        return left_out(self.survey.rows_by_prompt(fit=fit), inputs, group)
+
+    def growth(self, candidate: Candidate, prompts: Iterable[LeftOut], weights: Tensor, scheme: Scheme) -> float:
+        """Returns the factor by which to multiply a static range of the input after the transform of `candidate`
+        (`growth_of`); 1 unless this only smooths. `weights` has the largest |W| of each channel."""
+        if candidate.alpha is None or not isinstance(candidate.transform, Multiply):
+            return 1.0
+        return growth_of(prompts, partial(multiplier_of, weights, alpha=candidate.alpha), self.energy, scheme)
 
 
 def _rotated(best: Candidate, sizes: Sequence[int], channels: int) -> list[Candidate]:

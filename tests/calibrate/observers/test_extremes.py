@@ -41,24 +41,22 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 12))
-def test_peaks_are_the_two_largest_values_of_different_prompts_for_any_split_in_any_order(seed, prompts, cut):
+def test_the_extremes_without_a_prompt_are_those_of_the_others_for_any_split_in_any_order(seed, prompts, cut):
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.randint(-9, 10, (2, 5), generator=generator).float() for _ in prompts]  # with equal values
-    whole = channels_over(parts, prompts).peaks
-    by_prompt = torch.zeros(4, 5)
-    for part, prompt in zip(parts, prompts, strict=True):
-        by_prompt[prompt] = torch.maximum(by_prompt[prompt], part.abs().amax(0))
-    largest, second = by_prompt.topk(2, dim=0).values
-    assert torch.equal(whole.largest, largest)
-    assert torch.equal(whole.second, second)
-    assert torch.equal(by_prompt.gather(0, whole.prompt[None])[0], largest)
-
     order = torch.randperm(len(parts), generator=generator).tolist()
-    parts, prompts = [parts[index] for index in order], [prompts[index] for index in order]
-    merged = channels_over(parts[:cut], prompts[:cut])
-    merged.merge(channels_over(parts[cut:], prompts[cut:]))
-    assert torch.equal(merged.peaks.largest, largest)
-    assert torch.equal(merged.peaks.second, second)
+    merged = channels_over([parts[index] for index in order[:cut]], [prompts[index] for index in order[:cut]])
+    merged.merge(channels_over([parts[index] for index in order[cut:]], [prompts[index] for index in order[cut:]]))
+    for channels in (channels_over(parts, prompts), merged):
+        for prompt in range(4):
+            others = [part for part, other in zip(parts, prompts, strict=True) if other != prompt]
+            found = channels.without(prompt)
+            if not others:
+                assert found is None
+                continue
+            assert found is not None
+            assert torch.equal(found.low, torch.cat(others).amin(0))
+            assert torch.equal(found.high, torch.cat(others).amax(0))
 
 
 def test_the_range_is_that_of_the_multiplied_input():

@@ -1,11 +1,7 @@
 """Smoothing gains where channels are large, leaves other layers alone, and shares factors in the right groups."""
 
-import math
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.calibrate.calibration import calibrate
@@ -16,7 +12,7 @@ from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing.growth import growth_of
+from octavo.calibrate.smoothing.growth import GROWTHS
 from octavo.calibrate.smoothing.search import largest_of, multiplier_of, smooth, smoothing_groups
 from octavo.pipelines.opensora.family import OPENSORA, groups
 from octavo.pipelines.sd3 import SD3
@@ -25,7 +21,6 @@ from ...pipelines.opensora.test_transformer import call
 from ...zoo.hard_sd3 import bits, calibrated, hard, prompts, same, sqnr
 from ...zoo.opensora import tiny_transformer
 from ...zoo.toy import Call
-from ..observers.test_extremes import channels_over
 from ..observers.test_survey import survey_inputs
 
 HELD_OUT = prompts(2, 5, seed=50)
@@ -126,27 +121,7 @@ def test_channels_that_are_not_large_in_held_out_calls_are_not_smoothed():
     assert "tokens" not in mixed or mixed["tokens"].gain < alone["tokens"].gain / 2
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.sampled_from([0.3, 0.6, 0.9]))
-def test_the_growth_is_what_leaving_out_each_prompt_shows(seed, prompts, alpha):
-    generator = torch.Generator().manual_seed(seed)
-    by_prompt = torch.randn(prompts, 7, generator=generator) * torch.tensor([1.0, 1.0, 9.0, 1.0, 0.1, 1.0, 1.0])
-    weights = torch.rand(7, generator=generator) + 0.1
-    ratios = []
-    for prompt in range(prompts):
-        others = [values for index, values in enumerate(by_prompt) if index != prompt]
-        if not others:
-            continue
-        seen = channels_over([values[None] for values in others])
-        multiplier = multiplier_of(weights, seen, alpha)
-        outside = float((by_prompt[prompt].abs() * multiplier).max())
-        ratios.append(max(1.0, outside / float((torch.stack(others).abs() * multiplier).max())))
-    every = channels_over([values[None] for values in by_prompt], list(range(prompts)))
-    growth = growth_of(every.peaks, every.peaks, multiplier_of(weights, every, alpha), alpha, prompts)
-    assert growth == pytest.approx(math.prod(ratios) ** (1 / prompts), rel=1e-4)
-
-
-def test_a_smoothed_range_holds_more_than_the_calls_and_other_ranges_hold_just_these():
+def test_only_ranges_of_smoothed_inputs_hold_more_than_the_calls():
     model, samples = hard(), prompts(4, 3)
     result = calibrated(model, samples, smoothing=True)
     surveys, _ = survey_inputs(model, samples)
@@ -159,8 +134,7 @@ def test_a_smoothed_range_holds_more_than_the_calls_and_other_ranges_hold_just_t
             assert row["range"][0] / low == pytest.approx(growths[row["name"]], rel=1e-4)
     smoothed = set(multipliers(result))
     assert all(growths[name] == pytest.approx(1, rel=1e-6) for name in growths if name not in smoothed)
-    assert all(growths[name] >= 1 for name in smoothed)
-    assert sum(growths[name] > 1.001 for name in smoothed) > len(smoothed) / 2
+    assert {min(GROWTHS, key=lambda each: abs(each - growths[name])) for name in smoothed} > {1.0}
 
 
 def opensora(per_block: bool) -> tuple[nn.Module, list[Call]]:
