@@ -5,6 +5,7 @@ channel by the same positive factor.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -74,9 +75,11 @@ class Peaks(NamedTuple):
         prompt = torch.where(later, other.prompt, self.prompt)
         return Peaks(torch.maximum(self.largest, other.largest), prompt, second)
 
-    def without(self, prompt: int) -> Tensor:
-        """Returns the largest value of each channel in all prompts but `prompt`; minus infinity if there are none."""
-        return torch.where(self.prompt == prompt, self.second, self.largest)
+    def without(self, prompts: Sequence[int]) -> Tensor:
+        """Returns for each of `prompts` the largest value of each channel in all other prompts, (prompts, channels);
+        minus infinity if there are none."""
+        left_out = torch.tensor(prompts, dtype=torch.int32, device=self.prompt.device)[:, None]
+        return torch.where(self.prompt == left_out, self.second, self.largest)
 
 
 class Channels:
@@ -142,14 +145,11 @@ class Channels:
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
-    def without(self, prompt: int) -> "Channels | None":
-        """Returns the extremes over the tensors of all prompts but `prompt`; None if there are no others."""
-        high, low = (peaks.without(prompt) for peaks in self._gathered())
-        if bool(high.isinf().any()):
-            return None
-        others = Channels()
-        others.add(ChannelReading(low.neg() + 0.0, high, 0), -1)
-        return others
+    def without(self, prompts: Sequence[int]) -> ChannelReading:
+        """Returns for each of `prompts` the extremes over the tensors of all other prompts, (prompts, channels), with 0
+        as the number of rows. If there are no other prompts, `low` is infinite and `high` minus infinite."""
+        high, low = (peaks.without(prompts) for peaks in self._gathered())
+        return ChannelReading(low.neg() + 0.0, high, 0)
 
     def _gathered(self) -> tuple[Peaks, Peaks]:
         self._add_latest()

@@ -5,15 +5,14 @@ another prompt lies outside the range and is clipped. Without smoothing, most ch
 and only the largest channels can do this. A wider range clips less and rounds more coarsely.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..layers.scheme import Range, Scheme
-from ..layers.transforms import Multiply, transformed_patches
-from ..observers.extremes import Channels
+from ..layers.scheme import Scheme
+from ..observers.extremes import ChannelReading, Channels
 
 GROWTHS = (1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)  # factors that are tried
 # how much more a squared error of clipping counts than one of rounding: the same few values are clipped in every call,
@@ -23,52 +22,55 @@ _PART = 1 << 16  # values outside a range whose errors are computed together
 
 
 class LeftOut(NamedTuple):
-    """A prompt that is left out: its sampled `rows` (rows, in * taps), and the extremes of the other prompts, of the
-    input and of the `group` of all inputs that share the smoothing factors."""
+    """Prompts to leave out in turn. `rows` (rows, in * taps) are sampled rows, and `prompt` (rows,) says to which of
+    the prompts each belongs. `inputs` and `group` have the extremes (prompts, in) of all other prompts for each prompt:
+    those of the input, and those of all inputs that share its smoothing factors."""
 
     rows: Tensor
-    inputs: Channels
-    group: Channels
+    prompt: Tensor
+    inputs: ChannelReading
+    group: ChannelReading
 
 
-def left_out(rows: Mapping[int, Tensor], inputs: Channels, group: Channels) -> list[LeftOut]:
+def left_out(rows: Mapping[int, Tensor], inputs: Channels, group: Channels) -> LeftOut | None:
     """Returns what is left out and what remains for each prompt of `rows`, a dict from the number of the prompt to its
-    rows. Prompts without which `inputs` or `group` have no values are not in the list."""
-    pairs = [(values, inputs.without(prompt), group.without(prompt)) for prompt, values in rows.items()]
-    return [LeftOut(values, one, other) for values, one, other in pairs if one is not None and other is not None]
+    sampled rows; None for fewer than two prompts. Prompts without which `inputs` or `group` have no values are not left
+    out."""
+    prompts = inputs.without(list(rows)).high.isfinite().all(1) & group.without(list(rows)).high.isfinite().all(1)
+    kept = {prompt: rows[prompt] for prompt, known in zip(rows, prompts.tolist(), strict=True) if known}
+    if not kept:
+        return None
+    counts = torch.tensor([len(values) for values in kept.values()])
+    index = torch.arange(len(kept)).repeat_interleave(counts).to(inputs.high.device)
+    return LeftOut(torch.cat(list(kept.values())), index, inputs.without(list(kept)), group.without(list(kept)))
 
 
-def growth_of(
-    prompts: Iterable[LeftOut], multiplier: Callable[[Channels], Tensor], energy: Tensor, scheme: Scheme
-) -> float:
+def growth_of(left: LeftOut, multiplier: Callable[[ChannelReading], Tensor], energy: Tensor, scheme: Scheme) -> float:
     """Returns the factor of GROWTHS by which to multiply the range of a smoothed input: that with the least error on
-    `prompts`, which are left out in turn (leave-one-out cross-validation: Stone, Cross-Validatory Choice and Assessment
-    of Statistical Predictions, 1974). Without prompts, returns 1.
+    prompts that are left out in turn (leave-one-out cross-validation: Stone, Cross-Validatory Choice and Assessment of
+    Statistical Predictions, 1974).
 
-    Smoothing factors and range follow from the other prompts; `multiplier` returns one over the factors (in,), given
-    the extremes of the other prompts. The error of the prompt's rows is the squared error of rounding and clipping,
-    multiplied by `energy` (in,), the sum of the squared weights of each channel; clipping counts more (`_CLIPPING`).
-    `scheme` is the rule by which inputs become codes. Floating-point codes round as coarsely in any range, so for them
-    only clipping counts.
+    Smoothing factors and range follow from the other prompts; `multiplier` returns one over the factors (prompts, in),
+    given the extremes of the other prompts. The error of the prompt's rows is the squared error of rounding and
+    clipping, multiplied by `energy` (in,), the sum of the squared weights of each channel; clipping counts more
+    (`_CLIPPING`). `scheme` is the rule by which inputs become codes. Floating-point codes round as coarsely in any
+    range, so for them only clipping counts.
     """
+    factors = multiplier(left.group).to(torch.float32)
+    low, high = (left.inputs.low * factors).amin(1).clamp(max=0), (left.inputs.high * factors).amax(1).clamp(min=0)
+    if scheme.symmetric:
+        high = torch.maximum(high, low.neg())
+        low = high.neg()
+    weights = energy / factors.square()
+    x = (left.rows.unflatten(1, (len(energy), -1)) * factors[left.prompt, :, None]).flatten(1)
+    taps = x.shape[1] // len(energy)
+    places = ((x < low[left.prompt, None]) | (x > high[left.prompt, None])).nonzero(as_tuple=True)
+    prompt, x, outer = left.prompt[places[0]], x[places], weights[left.prompt[places[0]], places[1] // taps] / taps
     growths = torch.tensor(GROWTHS, device=energy.device)
-    errors = torch.zeros(len(GROWTHS), dtype=torch.float64, device=energy.device)
-    for values, seen, group in prompts:
-        transform = Multiply(multiplier(group))
-        taps = values.shape[1] // len(transform.factors)
-        weights = (energy / transform.factors.to(torch.float32).square() / taps).repeat_interleave(taps)
-        low, high = _codes_range(seen.range(transform), scheme)
-        x = transformed_patches(transform, values, taps).to(torch.float32)
-        outside = ((x < low) | (x > high)).nonzero(as_tuple=True)
-        step = (high - low) / (scheme.qmax - scheme.qmin) if scheme.element.integer else 0.0
-        errors += len(values) * float(weights.sum()) * step**2 / 12 * growths.square()
-        for part, counts in zip(x[outside].split(_PART), weights[outside[1]].split(_PART), strict=True):
-            excess = torch.maximum(part - growths[:, None] * high, growths[:, None] * low - part).clamp_(min=0)
-            errors += _CLIPPING * (excess.square() * counts).sum(1)
+    step = (high - low) / (scheme.qmax - scheme.qmin) if scheme.element.integer else torch.zeros_like(high)
+    rounding = (weights.sum(1) * step.square() / 12)[left.prompt].sum(dtype=torch.float64)
+    errors = rounding * growths.square()
+    for part, ends, counts in zip(x.split(_PART), prompt.split(_PART), outer.split(_PART), strict=True):
+        excess = torch.maximum(part - growths[:, None] * high[ends], growths[:, None] * low[ends] - part)
+        errors += _CLIPPING * (excess.clamp_(min=0).square() * counts).sum(1)
     return GROWTHS[int(errors.argmin())]
-
-
-def _codes_range(extent: Range, scheme: Scheme) -> Range:
-    """Returns the range that the codes of `scheme` represent if it was chosen for the values in `extent`."""
-    low, high = min(extent.low, 0.0), max(extent.high, 0.0)
-    return Range(-max(-low, high), max(-low, high)) if scheme.symmetric else Range(low, high)

@@ -16,6 +16,7 @@ factors that only fit the calls they were computed from are not chosen. A rotati
 the smoothing that was chosen.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from ..layers.inputs import Input
 from ..layers.scheme import Scheme
 from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
-from ..observers.extremes import Channels
+from ..observers.extremes import ChannelReading, Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.work import Work
@@ -160,7 +161,7 @@ def _best_smoothing(
     weights = largest_of([columns_of(module) for module in modules])
     fitted, every = _merged(surveys[n].fit_channels for n in names), _merged(surveys[n].all for n in names)
     parts = [_SmoothedInput.of(model, part, surveys, kind, scheme) for part in _by_input(names, surveys)]
-    left = [part.left_out(fitted, fit=True) if kind.ranged else [] for part in parts]
+    left = [part.left_out(fitted, fit=True) if kind.ranged else None for part in parts]
 
     def error(candidate: Candidate) -> float:
         return sum(
@@ -179,8 +180,7 @@ def _best_smoothing(
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
     chosen: dict[str, Smoothing] = {}
     for part in parts:
-        prompts = part.left_out(every, fit=False) if kind.ranged else []
-        growth = part.growth(best, prompts, weights, scheme)
+        growth = part.growth(best, part.left_out(every, fit=False) if kind.ranged else None, weights, scheme)
         chosen |= dict.fromkeys(part.names, Smoothing(best.transform, best.alpha, gain, growth))
     return chosen, after
 
@@ -203,18 +203,18 @@ class _SmoothedInput(NamedTuple):
         squares = [columns_of(module).to(torch.float32).square().sum(0) for module in modules]
         return cls(names, survey, TransformJudge(modules, survey, kind, scheme), torch.stack(squares).sum(0))
 
-    def left_out(self, group: Channels, *, fit: bool) -> list[LeftOut]:
-        """Returns the prompts to leave out; with `fit`, only those that are not held out. `group` has the extremes of
-        all inputs that share the smoothing factors, over the same calls."""
+    def left_out(self, group: Channels, *, fit: bool) -> LeftOut | None:
+        """Returns the prompts to leave out, None if there are no two; with `fit`, only those that are not held out.
+        `group` has the extremes of all inputs that share the smoothing factors, over the same calls."""
         inputs = self.survey.fit_channels if fit else self.survey.all
         return left_out(self.survey.rows_by_prompt(fit=fit), inputs, group)
 
-    def growth(self, candidate: Candidate, prompts: Iterable[LeftOut], weights: Tensor, scheme: Scheme) -> float:
+    def growth(self, candidate: Candidate, left: LeftOut | None, weights: Tensor, scheme: Scheme) -> float:
         """Returns the factor by which to multiply a static range of the input after the transform of `candidate`
         (`growth_of`); 1 unless this only smooths. `weights` has the largest |W| of each channel."""
-        if candidate.alpha is None or not isinstance(candidate.transform, Multiply):
+        if left is None or candidate.alpha is None or not isinstance(candidate.transform, Multiply):
             return 1.0
-        return growth_of(prompts, partial(multiplier_of, weights, alpha=candidate.alpha), self.energy, scheme)
+        return growth_of(left, partial(multiplier_of, weights, alpha=candidate.alpha), self.energy, scheme)
 
 
 def _rotated(best: Candidate, sizes: Sequence[int], channels: int) -> list[Candidate]:
@@ -271,19 +271,18 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
     return torch.stack(extremes).amax(0)
 
 
-def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors. The multiplier is rounded to
-    the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
+def multiplier_of(weight: Tensor, inputs: Channels | ChannelReading, alpha: float) -> Tensor:
+    """Returns the multiplier 1 / s (..., in) of an input, where s are the smoothing factors. The multiplier is rounded
+    to the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
 
-    `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
-    channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally
-    large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are always zero or have
-    no weights.
+    `weight` (in,) has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of
+    each channel, (..., in). `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input
+    become equally large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are
+    always zero or have no weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)
-    if not bool(used.any()):
-        return torch.ones_like(largest, dtype=weight.dtype)
     s = largest.clamp(min=1e-30) ** alpha / weights.clamp(min=1e-30) ** (1 - alpha)
-    s = (s / s[used].median()).clamp(1 / _MOST, _MOST)
+    median = torch.where(used, s, math.nan).nanmedian(-1, keepdim=True).values
+    s = (s / median).clamp(1 / _MOST, _MOST)
     return torch.where(used, 1 / s, 1.0).to(weight.dtype)

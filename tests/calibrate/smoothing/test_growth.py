@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from octavo.calibrate.layers.scheme import ACTIVATION, FP8, Scheme
-from octavo.calibrate.observers.extremes import Channels, channels_of
+from octavo.calibrate.observers.extremes import ChannelReading, Channels, channels_of
 from octavo.calibrate.smoothing.growth import GROWTHS, growth_of, left_out
 
 from ..observers.test_extremes import channels_over
@@ -23,18 +23,25 @@ def inputs(prompts: int, special: float = 1.0) -> dict[int, torch.Tensor]:
     return rows
 
 
+def ones_for(channels: ChannelReading) -> torch.Tensor:
+    """Returns multipliers that leave the input as it is."""
+    return torch.ones_like(channels.high)
+
+
 def growth(rows: dict[int, torch.Tensor], scheme: Scheme = ACTIVATION, channels: Channels | None = None) -> float:
     """Returns the growth with factors that make all channels equally large."""
     seen = channels or channels_over(list(rows.values()), list(rows))
 
-    def multiplier(channels: Channels) -> torch.Tensor:
+    def multiplier(channels: ChannelReading) -> torch.Tensor:
         return 1 / torch.maximum(channels.high, channels.low.neg()).clamp(min=1e-6)
 
     return growth_of(left_out(rows, seen, seen), multiplier, torch.ones(CHANNELS), scheme)
 
 
 def test_a_single_prompt_and_prompts_with_the_same_values_leave_the_range():
-    assert growth(inputs(1, special=5.0)) == 1.0
+    alone = inputs(1, special=5.0)
+    seen = channels_over(list(alone.values()), list(alone))
+    assert left_out(alone, seen, seen) is None
     rows = inputs(1, special=5.0)[0]
     assert growth(dict.fromkeys(range(4), rows)) == 1.0
 
@@ -57,19 +64,16 @@ def test_a_few_values_of_channels_with_small_weights_are_clipped_rather():
     weights = torch.ones(CHANNELS)
     weights[0] = 1e-8
     seen = channels_over(list(rows.values()), list(rows))
-    ones = torch.ones(CHANNELS)
-    assert growth_of(left_out(rows, seen, seen), lambda _: ones, weights, ACTIVATION) <= 1.1
+    assert growth_of(left_out(rows, seen, seen), ones_for, weights, ACTIVATION) <= 1.1
 
 
 def test_floating_point_codes_round_as_coarsely_in_any_range_so_nothing_is_clipped():
     rows = inputs(6)
     rows[0][0, 0] = 3.8
-    weights, ones = torch.full((CHANNELS,), 100.0), torch.ones(CHANNELS)
+    weights = torch.full((CHANNELS,), 100.0)
     weights[0] = 1e-3
     seen = channels_over(list(rows.values()), list(rows))
-    found = [
-        growth_of(left_out(rows, seen, seen), lambda _: ones, weights, scheme) for scheme in (Scheme(FP8), ACTIVATION)
-    ]
+    found = [growth_of(left_out(rows, seen, seen), ones_for, weights, scheme) for scheme in (Scheme(FP8), ACTIVATION)]
     assert found[0] == GROWTHS[-1] == 4.0
     assert found[1] <= 1.1
 
@@ -88,4 +92,4 @@ def test_the_extremes_of_a_survey_reach_beyond_the_sampled_rows():
     seen.add(channels_of(torch.cat([torch.full((1, CHANNELS), 3.0), torch.full((1, CHANNELS), -3.0)])), 7)
     seen.add(channels_of(torch.cat([torch.full((1, CHANNELS), 3.0), torch.full((1, CHANNELS), -3.0)])), 8)
     ones = torch.ones(CHANNELS)
-    assert growth_of(left_out(rows, seen, seen), lambda _: ones, ones, ACTIVATION) == 1.0
+    assert growth_of(left_out(rows, seen, seen), ones_for, ones, ACTIVATION) == 1.0
