@@ -5,7 +5,6 @@ channel by the same positive factor.
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,93 +49,40 @@ def _channels_along(x: Tensor, axis: int) -> ChannelReading:
     return ChannelReading(low, high, x.numel() // x.shape[axis])
 
 
-class Peaks(NamedTuple):
-    """For each channel, the largest values of two prompts. `largest` is the largest value of all, `prompt` the number
-    of the prompt that has it, and `second` the largest value of all other prompts; minus infinity if there are none.
-    Each is (channels,), `prompt` int32, the others float32."""
-
-    largest: Tensor
-    prompt: Tensor
-    second: Tensor
-
-    @classmethod
-    def of(cls, largest: Tensor, prompt: int) -> "Peaks":
-        """Returns the peaks of tensors of a single prompt, of which `largest` has the largest value of each channel."""
-        return cls(largest, torch.full_like(largest, prompt, dtype=torch.int32), torch.full_like(largest, -math.inf))
-
-    def merged(self, other: "Peaks") -> "Peaks":
-        """Returns the peaks of the tensors of both; the prompts of the tensors may be the same."""
-        later = other.largest > self.largest
-        second = torch.where(
-            self.prompt == other.prompt,
-            torch.maximum(self.second, other.second),
-            torch.maximum(torch.minimum(self.largest, other.largest), torch.where(later, other.second, self.second)),
-        )
-        prompt = torch.where(later, other.prompt, self.prompt)
-        return Peaks(torch.maximum(self.largest, other.largest), prompt, second)
-
-    def without(self, prompts: Sequence[int]) -> Tensor:
-        """Returns for each of `prompts` the largest value of each channel in all other prompts, (prompts, channels);
-        minus infinity if there are none."""
-        left_out = torch.tensor(prompts, dtype=torch.int32, device=self.prompt.device)[:, None]
-        return torch.where(self.prompt == left_out, self.second, self.largest)
-
-
 class Channels:
-    """Gathers the extremes of each channel over many tensors, so that those of all prompts but one are known too. The
-    result has the same bits for any order of the tensors and any division of them among ranks."""
+    """Gathers the extremes of each channel over many tensors. The result has the same bits for any order of the tensors
+    and any division of them among ranks."""
 
     def __init__(self) -> None:
-        self._peaks: tuple[Peaks, Peaks] | None = None  # of the values, and of the values times -1
-        self._rows = 0
-        self._latest: tuple[ChannelReading, int] | None = None  # what is not in `_peaks` yet, and its prompt
+        self._total: ChannelReading | None = None
 
-    def add(self, reading: ChannelReading, prompt: int) -> None:
-        """Adds the extremes of one tensor, which `channels_of` returned as `reading`. `prompt` is the number of the
-        prompt that the tensor belongs to."""
-        self._rows += reading.rows
-        if self._latest is not None and self._latest[1] == prompt:
-            latest = self._latest[0]
-            low, high = torch.minimum(latest.low, reading.low), torch.maximum(latest.high, reading.high)
-            reading = ChannelReading(low, high, reading.rows)
-        else:
-            self._add_latest()
-        self._latest = reading, prompt
+    def add(self, reading: ChannelReading) -> None:
+        """Adds the extremes of one tensor, which `channels_of` returned as `reading`."""
+        total = self._total or reading
+        low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
+        self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
 
     def merge(self, other: "Channels") -> None:
         """Adds the extremes of all tensors that were added to `other`."""
-        self._add_latest()
-        other._add_latest()
-        self._rows += other._rows
-        self._add_peaks(other._peaks)
-
-    def _add_latest(self) -> None:
-        if self._latest is not None:
-            (low, high, _), prompt = self._latest
-            self._latest = None
-            self._add_peaks((Peaks.of(high, prompt), Peaks.of(low.neg(), prompt)))
-
-    def _add_peaks(self, peaks: tuple[Peaks, Peaks] | None) -> None:
-        if self._peaks is not None and peaks is not None:
-            peaks = self._peaks[0].merged(peaks[0]), self._peaks[1].merged(peaks[1])
-        self._peaks = peaks or self._peaks
+        if other._total is not None:
+            self.add(other._total)
 
     @property
     def rows(self) -> int:
         """The number of rows of all added tensors."""
-        return self._rows
+        return 0 if self._total is None else self._total.rows
 
     @property
     def low(self) -> Tensor:
         """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no
         tensor was added."""
-        return self._gathered()[1].largest.neg() + 0.0  # turns -0.0 into 0.0
+        return self._readings().low
 
     @property
     def high(self) -> Tensor:
         """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if no tensor
         was added."""
-        return self._gathered()[0].largest
+        return self._readings().high
 
     def range(self, transform: Transform | None = None) -> Range:
         """Returns the range from the smallest to the largest value of all added tensors, after `transform` if it is not
@@ -145,17 +91,10 @@ class Channels:
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
-    def without(self, prompts: Sequence[int]) -> ChannelReading:
-        """Returns for each of `prompts` the extremes over the tensors of all other prompts, (prompts, channels), with 0
-        as the number of rows. If there are no other prompts, `low` is infinite and `high` minus infinite."""
-        high, low = (peaks.without(prompts) for peaks in self._gathered())
-        return ChannelReading(low.neg() + 0.0, high, 0)
-
-    def _gathered(self) -> tuple[Peaks, Peaks]:
-        self._add_latest()
-        if self._peaks is None:
+    def _readings(self) -> ChannelReading:
+        if self._total is None:
             raise ValueError("no input was observed")
-        return self._peaks
+        return self._total
 
 
 class Extremes(NamedTuple):

@@ -1,7 +1,5 @@
 """The extremes of channels have the same bits however calls are split and merged."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,11 +11,10 @@ from octavo.calibrate.observers.extremes import Channels, channels_of
 from ...zoo.toy import DTYPES
 
 
-def channels_over(parts: list[torch.Tensor], prompts: list[int] | None = None) -> Channels:
-    """Returns the extremes over `parts`, which belong to the prompts with the numbers `prompts` (None: all to one)."""
+def channels_over(parts: list[torch.Tensor]) -> Channels:
     channels = Channels()
-    for part, prompt in zip(parts, prompts or [0] * len(parts), strict=True):
-        channels.add(channels_of(part), prompt)
+    for part in parts:
+        channels.add(channels_of(part))
     return channels
 
 
@@ -39,23 +36,6 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
         assert other.rows == whole.rows == 40
         assert other.range() == whole.range() == (float(rows.min()), float(rows.max()))
         assert other.range(Multiply(multiplier)) == whole.range(Multiply(multiplier))
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 12))
-def test_the_extremes_without_a_prompt_are_those_of_the_others_for_any_split_in_any_order(seed, prompts, cut):
-    generator = torch.Generator().manual_seed(seed)
-    parts = [torch.randint(-9, 10, (2, 5), generator=generator).float() for _ in prompts]  # with equal values
-    order = torch.randperm(len(parts), generator=generator).tolist()
-    merged = channels_over([parts[index] for index in order[:cut]], [prompts[index] for index in order[:cut]])
-    merged.merge(channels_over([parts[index] for index in order[cut:]], [prompts[index] for index in order[cut:]]))
-    for channels in (channels_over(parts, prompts), merged):
-        found = channels.without(range(4))
-        for prompt in range(4):
-            others = [part for part, other in zip(parts, prompts, strict=True) if other != prompt]
-            low, high = (torch.cat(others).amin(0), torch.cat(others).amax(0)) if others else (math.inf, -math.inf)
-            assert bool((found.low[prompt] == low).all())
-            assert bool((found.high[prompt] == high).all())
 
 
 def test_the_range_is_that_of_the_multiplied_input():

@@ -109,8 +109,7 @@ def test_a_smoothed_convolution_is_never_worse_on_held_out_patches(kind, seed):
 
 
 @pytest.mark.parametrize("activations", ["static", "dynamic"])
-def test_layers_of_a_network_gain_by_smoothing_and_none_loses_more_than_ranges_for_other_pictures_cost(activations):
-    """On the calibration pictures a static range that is 1.2 times as wide costs 1.6 dB, a new rounding 0.6 dB."""
+def test_layers_of_a_network_gain_by_smoothing_and_none_loses_more_than_a_new_rounding_can_cost(activations):
     model, calls = small(), [Call((x,), {}) for x in plain_pictures(12)]
 
     def layers(smoothing: bool) -> dict[str, dict]:
@@ -120,7 +119,7 @@ def test_layers_of_a_network_gain_by_smoothing_and_none_loses_more_than_ranges_f
     plain, smoothed = layers(False), layers(True)
     assert sum("multiplier" in row for row in smoothed.values()) > 1
     gains = [row["sqnr"] - plain[name]["sqnr"] for name, row in smoothed.items()]
-    assert min(gains) > (-2.2 if activations == "static" else -0.6)
+    assert min(gains) > -0.6
     assert sum(gains) / len(gains) > 1.0
 
 
