@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(not TARGETS, reason="no compiled kernels for thi
 def integers(x, dim, levels):
     """Returns integers of at most `levels`, and their scale, from the largest magnitude along `dim`."""
     largest = x.abs().amax(dim, keepdim=True)
-    factor = torch.where(largest > 1e-30, levels / largest, 0.0)
+    # an int over a tensor would be rounded twice, and a value half-way between two integers could become the other one
+    factor = torch.where(largest > 1e-30, torch.tensor(float(levels)) / largest, 0.0)
     return (x * factor).round().double(), torch.where(largest > 1e-30, largest / levels, 0.0).double()
 
 
