@@ -2,6 +2,7 @@
 input ranges, integer weights."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from .report import NEVER_RAN, ZERO_INPUT
 from .rounding.choose_weights import choose_weights
 from .rounding.sums import CALLS, SUMS_BYTES
 from .settings import Settings
-from .smoothing.search import ALPHAS, Tried, smooth
+from .smoothing.search import ALPHAS, Smoothing, Tried, smooth
 
 
 class Observations(NamedTuple):
@@ -98,13 +99,13 @@ def choose(
         with work.watch.stage("survey"):
             survey = survey_inputs(model, calls, settings.samples, plan, work)
     current, surveys = survey.state if survey else SurveyState(CurrentCall(model, work.ranks), {})
-    transforms: dict[str, Transform] = {}
-    if settings.transforming:
-        with work.watch.stage("smooth"):
-            transforms = transforms_of(model, surveys, settings, work)
+    with work.watch.stage("smooth") if settings.transforming else nullcontext():
+        smoothings = smoothings_of(model, surveys, settings, work)
+    transforms = {name: smoothing.transform for name, smoothing in smoothings.items()}
     bins = bins_for(current.levels, current.units) if settings.input_type.by_level else ONE_BIN
     with work.watch.stage("replay"):
         observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
+    observations = observations._replace(ranges=widened(observations.ranges, smoothings))
     nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
     surveys = {name: survey for name, survey in surveys.items() if name in choices}
@@ -127,18 +128,18 @@ def _judging(surveys: Mapping[str, Survey], settings: Settings) -> dict[str, Sur
     return {name: survey for name, survey in surveys.items() if by_patch or not isinstance(survey, PatchSurvey)}
 
 
-def transforms_of(
+def smoothings_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
-) -> dict[str, Transform]:
+) -> dict[str, Smoothing]:
     """Searches for smoothing factors and rotations with `surveys`, a dict from layer name to the survey of the layer's
     input. Returns a dict from layer name to the transform of the layer's input, with only the layers whose output
     error the transform lowers. `work` holds the progress display and the ranks that take part."""
     if not settings.transforming:
         return {}
     groups = settings.fold_groups(model, surveys)
-    tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations, settings.multipliers)
-    smoothings = smooth(model, surveys, groups, settings.input_type, settings.input_scheme, work, tried)
-    return {name: smoothing.transform for name, smoothing in smoothings.items()}
+    alphas = ALPHAS if settings.smoothing else ()
+    tried = Tried(alphas, settings.rotations, settings.multipliers, widened=settings.observer == "minmax")
+    return smooth(model, surveys, groups, settings.input_type, settings.input_scheme, work, tried)
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
@@ -153,6 +154,13 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
         for name, survey in surveys.items()
         if survey.has_input and ((transform := transforms.get(name)) is None or transform.by_channel)
     }
+
+
+def widened(ranges: Ranges, smoothings: Mapping[str, Smoothing]) -> Ranges:
+    """Returns a copy of `ranges` in which the ranges of a smoothed input are multiplied by its growth, so that they
+    suit other prompts too."""
+    growths = {name: smoothing.growth for name, smoothing in smoothings.items()}
+    return {name: [extent.times(growths.get(name, 1.0)) for extent in extents] for name, extents in ranges.items()}
 
 
 def _observations(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .choice import Choice, layer_of
-from .choose import Selection, extremes, nearest_choices, transforms_of
+from .choose import Selection, extremes, nearest_choices, smoothings_of, widened
 from .layers.inputs import StaticInput
 from .layers.install import quantized
 from .observers.survey import Survey
@@ -121,8 +121,10 @@ def _choices_at(
     surveys = dict[str, Survey]()
     if chosen.survey is not None and count in chosen.survey.snapshots:
         surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys
-    transforms = transforms_of(model, surveys, settings, work)
-    ranges = chosen.observations.snapshots.get(count, {}) | extremes(surveys, transforms)
+    smoothings = smoothings_of(model, surveys, settings, work)
+    transforms = {name: smoothing.transform for name, smoothing in smoothings.items()}
+    observed = chosen.observations.snapshots.get(count, {}) | extremes(surveys, transforms)
+    ranges = widened(observed, smoothings)
     return nearest_choices(model, plan, settings, chosen.observations._replace(ranges=ranges), transforms)[0]
 
 

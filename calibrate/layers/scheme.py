@@ -150,6 +150,10 @@ class Range(NamedTuple):
     low: float
     high: float
 
+    def times(self, factor: float) -> "Range":
+        """Returns the range of the values of this range times `factor`."""
+        return Range(self.low * factor, self.high * factor)
+
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """Returns the codes of `x`, which has at least one dimension, in the dtype of `scheme.element`. If `qparams` has a

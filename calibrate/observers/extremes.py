@@ -5,6 +5,7 @@ channel by the same positive factor.
 """
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from ..layers.scheme import Range
 from ..layers.transforms import Transform, transformed
 from ..native.kernels import kernels_for
 
+FEW_PROMPTS = 16  # from so many prompts on, the extremes of one prompt are not kept apart from those of the others
+
 
 class ChannelReading(NamedTuple):
     """Holds the extremes of one tensor (..., channels): `low` and `high`, float32 (channels,), are the smallest and the
@@ -22,6 +25,11 @@ class ChannelReading(NamedTuple):
     low: Tensor
     high: Tensor
     rows: int
+
+    def merged(self, other: "ChannelReading") -> "ChannelReading":
+        """Returns the extremes of both tensors."""
+        low, high = torch.minimum(self.low, other.low), torch.maximum(self.high, other.high)
+        return ChannelReading(low, high, self.rows + other.rows)
 
 
 def channels_of(x: Tensor) -> ChannelReading:
@@ -50,27 +58,32 @@ def _channels_along(x: Tensor, axis: int) -> ChannelReading:
 
 
 class Channels:
-    """Gathers the extremes of each channel over many tensors. The result has the same bits for any order of the tensors
-    and any division of them among ranks."""
+    """Gathers the extremes of each channel over many tensors. As long as these belong to fewer than 16 prompts, the
+    extremes without any one prompt are known too. The result has the same bits for any order of the tensors and any
+    division of them among ranks."""
 
     def __init__(self) -> None:
-        self._total: ChannelReading | None = None
+        self._by_prompt: dict[int | None, ChannelReading] = {}  # with too many prompts, only one entry, for all of them
 
-    def add(self, reading: ChannelReading) -> None:
-        """Adds the extremes of one tensor, which `channels_of` returned as `reading`."""
-        total = self._total or reading
-        low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
-        self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
+    def add(self, reading: ChannelReading, prompt: int | None) -> None:
+        """Adds the extremes of one tensor, which `channels_of` returned as `reading`. `prompt` is the number of the
+        prompt that the tensor belongs to."""
+        prompt = None if None in self._by_prompt else prompt
+        former = self._by_prompt.get(prompt)
+        known = self._by_prompt | {prompt: reading if former is None else former.merged(reading)}
+        if len(known) > 1 and (None in known or len(known) == FEW_PROMPTS):
+            known = {None: reduce(ChannelReading.merged, known.values())}
+        self._by_prompt = known  # another dict, since copies of this object share it
 
     def merge(self, other: "Channels") -> None:
         """Adds the extremes of all tensors that were added to `other`."""
-        if other._total is not None:
-            self.add(other._total)
+        for prompt, reading in other._by_prompt.items():
+            self.add(reading, prompt)
 
     @property
     def rows(self) -> int:
         """The number of rows of all added tensors."""
-        return 0 if self._total is None else self._total.rows
+        return sum(reading.rows for reading in self._by_prompt.values())
 
     @property
     def low(self) -> Tensor:
@@ -91,10 +104,16 @@ class Channels:
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
+    def without(self, prompt: int) -> ChannelReading | None:
+        """Returns the extremes over the tensors of all prompts but `prompt`; None if there are no others, or if there
+        were too many prompts to keep them apart."""
+        others = [reading for other, reading in self._by_prompt.items() if other not in (None, prompt)]
+        return reduce(ChannelReading.merged, others) if others else None
+
     def _readings(self) -> ChannelReading:
-        if self._total is None:
+        if not self._by_prompt:
             raise ValueError("no input was observed")
-        return self._total
+        return reduce(ChannelReading.merged, self._by_prompt.values())
 
 
 class Extremes(NamedTuple):

@@ -85,6 +85,10 @@ class Sample:
         sample._kept = list(self._kept)
         return sample
 
+    def by_call(self) -> list[tuple[int, Tensor]]:
+        """Returns the position of a call, and the sampled rows, of each tensor."""
+        return [(entry.source[0], entry.rows) for entry in self._kept]
+
     def __bool__(self) -> bool:
         return bool(self._kept)
 

@@ -75,7 +75,7 @@ class Survey:
     def add(self, reading: SurveyReading) -> None:
         held_out, position = self._current.held_out, self._current.position
         self._source = (position, self._source[1] + 1 if self._source[0] == position else 0)
-        (self.held_out if held_out else self.train).add(reading.channels)
+        (self.held_out if held_out else self.train).add(reading.channels, self._prompt_at(position))
         (self._held_rows if held_out else self._train_rows).add(reading.rows, self._current.level, self._source)
         reading.surveys.append(self)
         self._leaders.add(reading.surveys[0].name)
@@ -91,10 +91,15 @@ class Survey:
         return survey
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def row_samples(self) -> tuple[Sample, Sample]:
         """Two samples of the input's rows: that from the calls that are not held out, and that from the held-out
         calls."""
         return self._train_rows, self._held_rows
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples of the survey, those of rows first."""
+        return self.row_samples
 
     def merge(self, other: "Survey") -> None:
         """Adds everything that `other` observed. Before, `Sample.thin` must have been called on the samples of both
@@ -137,6 +142,19 @@ class Survey:
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._train_rows or self._held_rows
+
+    def rows_by_prompt(self, *, fit: bool) -> dict[int, Tensor]:
+        """Returns the sampled rows of each prompt, a dict from the number of the prompt: those of `fit_sample`, or with
+        `fit` False, those of all calls. The number of a call that does not name its prompt is its position."""
+        parts: dict[int, list[Tensor]] = {}
+        for sample in (self.fit_sample,) if fit else self.row_samples:
+            for position, rows in sample.by_call():
+                parts.setdefault(self._prompt_at(position), []).append(rows)
+        return {prompt: torch.cat(rows) for prompt, rows in parts.items()}
+
+    def _prompt_at(self, position: int) -> int:
+        unit = self._current.units[position]
+        return position if unit is None else unit
 
     @property
     def judge_sample(self) -> Sample:

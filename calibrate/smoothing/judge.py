@@ -35,10 +35,10 @@ class TransformJudge:
             for module, y in zip(modules, self._exact, strict=True)
         ]
 
-    def error(self, transform: Transform | None) -> float:
-        """Returns the sum of the layers' relative squared errors when their input goes through `transform`; infinite if
-        a layer has no integer form then."""
-        x = self._codes(transform)
+    def error(self, transform: Transform | None, growth: float = 1.0) -> float:
+        """Returns the sum of the layers' relative squared errors when their input goes through `transform` and a static
+        range of the result is multiplied by `growth`; infinite if a layer has no integer form then."""
+        x = self._codes(transform, growth)
         if x is None:
             return math.inf
         total = 0.0
@@ -51,7 +51,7 @@ class TransformJudge:
             total += noise / signal if signal else noise
         return total
 
-    def _codes(self, transform: Transform | None) -> Codes | None:
+    def _codes(self, transform: Transform | None, growth: float) -> Codes | None:
         x = transformed_patches(transform, self._rows, self._survey.taps).to(torch.float32)
         if not self._kind.ranged:
             peaks = self._survey.judge_peaks
@@ -60,7 +60,7 @@ class TransformJudge:
             largest = transformed(transform, peaks).to(torch.float32).amax(1, keepdim=True)
             return Codes(*codes_up_to(x, largest, weights_for(self._scheme)), None)
         if transform is None or transform.by_channel:
-            extent = self._survey.fit_channels.range(transform)
+            extent = self._survey.fit_channels.range(transform).times(growth)
         else:  # the extremes of channels do not give those of mixed channels: sampled rows have to do
             extent = Range(*map(float, transformed(transform, self._survey.fit_sample.rows).aminmax()))
         qparams = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)

@@ -16,7 +16,9 @@ factors that only fit the calls they were computed from are not chosen. A rotati
 the smoothing that was chosen.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -25,11 +27,12 @@ from torch import Tensor, nn
 from ..layers.inputs import Input
 from ..layers.scheme import Scheme
 from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
-from ..observers.extremes import Channels
+from ..observers.extremes import ChannelReading, Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, groups_of, layer_at
 from ..replay.work import Work
 from .fold import FoldGroup, can_fold
+from .growth import LeftOut, growth_of, left_out
 from .judge import TransformJudge
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
@@ -46,21 +49,25 @@ class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
     `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain`, in dB, is 10
     log10(error before / error after). This error is the sum of the relative output errors of all layers that share the
-    transform, before without the transform and after with the transform."""
+    transform, before without the transform and after with the transform. A static range of the smoothed input is
+    multiplied by `growth` (`growth_of`)."""
 
     transform: Transform
     alpha: float | None
     gain: float
+    growth: float = 1.0
 
 
 class Tried(NamedTuple):
     """The transforms to try: smoothing with each of the exponents `alphas`, and rotations that mix groups of channels,
     with each of the group sizes `rotations`. `multipliers`: whether smoothing may multiply inputs at run time;
-    otherwise only factors are tried that can be folded into what produces the input."""
+    otherwise only factors are tried that can be folded into what produces the input. `widened`: whether static ranges
+    of smoothed inputs are widened (`growth_of`)."""
 
     alphas: tuple[float, ...] = ALPHAS
     rotations: tuple[int, ...] = ()
     multipliers: bool = True
+    widened: bool = True
 
     @property
     def rotated(self) -> "Tried":
@@ -69,6 +76,13 @@ class Tried(NamedTuple):
 
 
 SMOOTHING = Tried()  # smoothing only
+
+
+class Candidate(NamedTuple):
+    """Holds a transform to choose from, None for no transform, and SmoothQuant's exponent `alpha` if it smooths."""
+
+    transform: Transform | None = None
+    alpha: float | None = None
 
 
 def smooth(
@@ -100,15 +114,14 @@ def smooth(
     for names in work.progress("smooth", groups_of_rank, len(groups_of_rank)):
         together = tried if tried.multipliers or tuple(names) in foldable else tried.rotated
         shared, error = _best_smoothing(model, names, surveys, kind, scheme, together)
-        results = {tuple(names): shared}
+        results = [shared]
         if len(parts := list(_by_input(names, surveys))) > 1:
             apart = tried if tried.multipliers else tried.rotated
-            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme, apart) for part in parts}
-            if sum(part_error for _, part_error in separate.values()) < _SEPARATE * error:
-                results = {part: smoothing for part, (smoothing, _) in separate.items()}
-        for part, smoothing in results.items():
-            if smoothing is not None:
-                chosen.update(dict.fromkeys(part, smoothing))
+            separate = [_best_smoothing(model, part, surveys, kind, scheme, apart) for part in parts]
+            if sum(part_error for _, part_error in separate) < _SEPARATE * error:
+                results = [smoothings for smoothings, _ in separate]
+        for smoothings in results:
+            chosen |= smoothings
     return {name: smoothing for part in work.ranks.gather(chosen) for name, smoothing in part.items()}
 
 
@@ -140,38 +153,91 @@ def _best_smoothing(
     kind: type[Input],
     scheme: Scheme,
     tried: Tried,
-) -> tuple[Smoothing | None, float]:
-    """Returns the transform that suits the layers `names` best, one for all of them, and the sum of their relative
-    output errors with it. If no transform lowers this sum by at least 10 %, returns None and the sum without a
-    transform. `surveys` has the survey of each layer's input; `tried` has the transforms to try. `kind`, a subclass of
-    Input such as DynamicInput, says when ranges of inputs are found; `scheme` is the rule by which inputs become
-    codes."""
+) -> tuple[dict[str, Smoothing], float]:
+    """Returns the transform that suits the layers `names` best, the same for all of them, as a dict from layer name to
+    smoothing, and the sum of the layers' relative output errors with it. If no transform lowers this sum by at least
+    10 %, the dict is empty and the sum that without a transform. `surveys` has the survey of each layer's input;
+    `tried` has the transforms to try. `kind`, a subclass of Input such as DynamicInput, says when ranges of inputs are
+    found; `scheme` is the rule by which inputs become codes."""
     modules = [layer_at(model, name) for name in names]
     weights = largest_of([columns_of(module) for module in modules])
-    fitted = _merged(surveys[name].fit_channels for name in names)
-    judges = [
-        TransformJudge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
-        for part in _by_input(names, surveys)
-    ]
+    fitted, every = _merged(surveys[n].fit_channels for n in names), _merged(surveys[n].all for n in names)
+    parts = [_SmoothedInput.of(model, part, surveys, kind, scheme) for part in _by_input(names, surveys)]
+    final = [part.left_out(every, fit=False) if tried.widened and kind.ranged else None for part in parts]
+    left = [prompts and part.left_out(fitted, fit=True) for part, prompts in zip(parts, final, strict=True)]
 
-    def error(transform: Transform | None) -> float:
-        return sum(judge.error(transform) for judge in judges)
+    def error(candidate: Candidate) -> float:
+        each = zip(parts, left, strict=True)
+        growths = [part.growth(candidate, prompts, weights, scheme) for part, prompts in each]
+        return sum(part.judge.error(candidate.transform, growth) for part, growth in zip(parts, growths, strict=True))
 
-    before = error(None)
-    multipliers = [Multiply(multiplier_of(weights, fitted, alpha)) for alpha in tried.alphas]
-    best, after = _better(None, before, multipliers, error)
-    alpha = next((alpha for alpha, each in zip(tried.alphas, multipliers, strict=True) if each is best), None)
+    before = error(Candidate())
+    smoothed = [Candidate(Multiply(multiplier_of(weights, fitted, alpha)), alpha) for alpha in tried.alphas]
+    best, after = _better(Candidate(), before, smoothed, error)
     linear = all(isinstance(module, nn.Linear) for module in modules)
-    rotations = [Rotate.by(size) for size in tried.rotations if linear and not len(weights) % size]
-    rotated: list[Transform] = [*rotations, *(MultiplyRotate(best, rotate) for rotate in rotations if best is not None)]
-    transform, after = _better(best, after, rotated, error)
-    if isinstance(transform, Rotate):
-        alpha = None
-    elif alpha is not None:  # the factors for all calls, not only for those that are not held out
-        multiply = Multiply(multiplier_of(weights, _merged(surveys[name].all for name in names), alpha))
-        transform = MultiplyRotate(multiply, transform.rotate) if isinstance(transform, MultiplyRotate) else multiply
+    best, after = _better(best, after, _rotated(best, tried.rotations if linear else (), len(weights)), error)
+    best = _refitted(best, weights, every)
+    if best.transform is None:
+        return {}, after
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    return None if transform is None else Smoothing(transform, alpha, gain), after
+    chosen: dict[str, Smoothing] = {}
+    for part, prompts in zip(parts, final, strict=True):
+        growth = part.growth(best, prompts, weights, scheme)
+        chosen |= dict.fromkeys(part.names, Smoothing(best.transform, best.alpha, gain, growth))
+    return chosen, after
+
+
+class _SmoothedInput(NamedTuple):
+    """An input of the layers `names`: its survey, the judge of its transforms, and the `energy` of each channel (in,),
+    the sum of squares of the layers' weights that multiply it."""
+
+    names: Sequence[str]
+    survey: Survey
+    judge: TransformJudge
+    energy: Tensor
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
+    ) -> "_SmoothedInput":
+        """Returns the input that the layers `names` of `model` share, with the first of their `surveys`."""
+        modules, survey = [layer_at(model, name) for name in names], surveys[names[0]]
+        squares = [columns_of(module).to(torch.float32).square().sum(0) for module in modules]
+        return cls(names, survey, TransformJudge(modules, survey, kind, scheme), torch.stack(squares).sum(0))
+
+    def left_out(self, group: Channels, *, fit: bool) -> LeftOut | None:
+        """Returns the prompts to leave out, None if there are none; with `fit`, only those that are not held out.
+        `group` has the extremes of all inputs that share the smoothing factors, over the same calls."""
+        inputs = self.survey.fit_channels if fit else self.survey.all
+        return left_out(self.survey.rows_by_prompt(fit=fit), inputs, group)
+
+    def growth(self, candidate: Candidate, left: LeftOut | None, weights: Tensor, scheme: Scheme) -> float:
+        """Returns the factor by which to multiply a static range of the input after the transform of `candidate`
+        (`growth_of`); 1 unless this only smooths. `weights` has the largest |W| of each channel."""
+        if left is None or candidate.alpha is None or not isinstance(candidate.transform, Multiply):
+            return 1.0
+        return growth_of(left, partial(multiplier_of, weights, alpha=candidate.alpha), self.energy, scheme)
+
+
+def _rotated(best: Candidate, sizes: Sequence[int], channels: int) -> list[Candidate]:
+    """Returns rotations that mix groups of so many of the `channels`, alone and after the smoothing `best`. Sizes that
+    do not divide the number of channels are left out."""
+    rotations = [Rotate.by(size) for size in sizes if not channels % size]
+    alone = [Candidate(rotation) for rotation in rotations]
+    if not isinstance(best.transform, Multiply):
+        return alone
+    return alone + [Candidate(MultiplyRotate(best.transform, rotation), best.alpha) for rotation in rotations]
+
+
+def _refitted(candidate: Candidate, weights: Tensor, inputs: Channels) -> Candidate:
+    """Returns `candidate` with the smoothing factors for the extremes `inputs`, those of all calls, held out or not.
+    `weights` has the largest |W| of each channel."""
+    if candidate.alpha is None:
+        return candidate
+    multiply = Multiply(multiplier_of(weights, inputs, candidate.alpha))
+    if isinstance(candidate.transform, MultiplyRotate):
+        return candidate._replace(transform=MultiplyRotate(multiply, candidate.transform.rotate))
+    return candidate._replace(transform=multiply)
 
 
 def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
@@ -207,19 +273,18 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
     return torch.stack(extremes).amax(0)
 
 
-def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors. The multiplier is rounded to
-    the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
+def multiplier_of(weight: Tensor, inputs: Channels | ChannelReading, alpha: float) -> Tensor:
+    """Returns the multiplier 1 / s (..., in) of an input, where s are the smoothing factors. The multiplier is rounded
+    to the model's dtype, so that weights are divided by exactly the numbers that multiply the input.
 
-    `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
-    channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally
-    large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are always zero or have
-    no weights.
+    `weight` (in,) has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of
+    each channel, (..., in). `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input
+    become equally large, with 0 all channels of the weight. The median of s is 1; s is 1 too for channels that are
+    always zero or have no weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)
-    if not bool(used.any()):
-        return torch.ones_like(largest, dtype=weight.dtype)
     s = largest.clamp(min=1e-30) ** alpha / weights.clamp(min=1e-30) ** (1 - alpha)
-    s = (s / s[used].median()).clamp(1 / _MOST, _MOST)
+    median = torch.where(used, s, math.nan).nanmedian(-1, keepdim=True).values
+    s = (s / median).clamp(1 / _MOST, _MOST)
     return torch.where(used, 1 / s, 1.0).to(weight.dtype)

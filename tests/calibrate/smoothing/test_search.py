@@ -8,9 +8,11 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION
+from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
+from octavo.calibrate.smoothing.growth import GROWTHS
 from octavo.calibrate.smoothing.search import largest_of, multiplier_of, smooth, smoothing_groups
 from octavo.pipelines.opensora.family import OPENSORA, groups
 from octavo.pipelines.sd3 import SD3
@@ -117,6 +119,22 @@ def test_channels_that_are_not_large_in_held_out_calls_are_not_smoothed():
     mixed = smooth(model, survey_inputs(model, samples)[0], [], StaticInput, ACTIVATION, Work())
     assert alone["tokens"].gain > 6
     assert "tokens" not in mixed or mixed["tokens"].gain < alone["tokens"].gain / 2
+
+
+def test_only_ranges_of_smoothed_inputs_hold_more_than_the_calls():
+    model, samples = hard(), prompts(4, 3)
+    result = calibrated(model, samples, smoothing=True)
+    surveys, _ = survey_inputs(model, samples)
+    growths = {}
+    for row in result.report["layers"]:
+        if row["scheme"]:
+            multiplier = result.layers[row["name"]].mul_scale
+            low, high = surveys[row["name"]].all.range(None if multiplier is None else Multiply(multiplier))
+            growths[row["name"]] = row["range"][1] / high
+            assert row["range"][0] / low == pytest.approx(growths[row["name"]], rel=1e-4)
+    smoothed = set(multipliers(result))
+    assert all(growths[name] == pytest.approx(1, rel=1e-6) for name in growths if name not in smoothed)
+    assert {min(GROWTHS, key=lambda each: abs(each - growths[name])) for name in smoothed} > {1.0}
 
 
 def opensora(per_block: bool) -> tuple[nn.Module, list[Call]]:
