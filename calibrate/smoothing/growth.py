@@ -57,7 +57,7 @@ def left_out(rows: Mapping[int, Tensor], inputs: Channels, group: Channels) -> L
 
 def _stacked(readings: Sequence[ChannelReading | None]) -> ChannelReading | None:
     known = [reading for reading in readings if reading is not None]
-    if len(known) < len(readings):
+    if not known or len(known) < len(readings):
         return None
     return ChannelReading(torch.stack([low for low, _, _ in known]), torch.stack([high for _, high, _ in known]), 0)
 
