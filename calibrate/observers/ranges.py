@@ -30,7 +30,7 @@ from ..layers.scheme import QParams, Range, Scheme, exact_scale, qparams_of
 from ..layers.transforms import Transform
 from ..plan import layer_at
 from ..replay.calls import Call
-from ..replay.current_call import CurrentCall
+from ..replay.current_call import CurrentCall, prompt_of
 from ..replay.hooks import observe
 from ..replay.snapshots import Snapshots
 from .observers import OBSERVERS, Observer, Options
@@ -75,7 +75,7 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
     folds, groups = {}, [dict[int, int]() for _ in range(len(edges) + 1)]
     for position in sorted(levels):
         unit, folds_by_unit = units[position], groups[int(bins_of(torch.tensor(levels[position]), edges))]
-        folds[position] = folds_by_unit.setdefault(position if unit is None else unit, len(folds_by_unit) % FOLDS)
+        folds[position] = folds_by_unit.setdefault(prompt_of(unit, position), len(folds_by_unit) % FOLDS)
     return Bins(edges, folds)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..replay.current_call import CurrentCall
+from ..replay.current_call import CurrentCall, prompt_of
 from .extremes import ChannelReading, Channels, channels_of
 from .row_sample import Sample
 
@@ -153,8 +153,7 @@ class Survey:
         return {prompt: torch.cat(rows) for prompt, rows in parts.items()}
 
     def _prompt_at(self, position: int) -> int:
-        unit = self._current.units[position]
-        return position if unit is None else unit
+        return prompt_of(self._current.units[position], position)
 
     @property
     def judge_sample(self) -> Sample:

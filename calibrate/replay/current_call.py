@@ -22,6 +22,12 @@ def held_out(number: int) -> bool:
     return number % _FOLD == _FOLD - 1
 
 
+def prompt_of(unit: int | None, position: int) -> int:
+    """Returns the number of a call's prompt: `unit`, or if the call does not name its prompt, the `position` of the
+    call."""
+    return position if unit is None else unit
+
+
 class CurrentCall:
     """The call being replayed, and totals over the calls so far. The calls are those of all ranks, unless the table
     says otherwise.
@@ -52,7 +58,7 @@ class CurrentCall:
         of other ranks are yielded and counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            self.position, self.held_out = position, held_out(position if unit is None else unit)
+            self.position, self.held_out = position, held_out(prompt_of(unit, position))
             if not self.held_out:
                 self.training.append(position)
             self.units.append(unit)

@@ -167,9 +167,10 @@ def _best_smoothing(
     left = [prompts and part.left_out(fitted, fit=True) for part, prompts in zip(parts, final, strict=True)]
 
     def error(candidate: Candidate) -> float:
-        each = zip(parts, left, strict=True)
-        growths = [part.growth(candidate, prompts, weights, scheme) for part, prompts in each]
-        return sum(part.judge.error(candidate.transform, growth) for part, growth in zip(parts, growths, strict=True))
+        return sum(
+            part.judge.error(candidate.transform, part.growth(candidate, prompts, weights, scheme))
+            for part, prompts in zip(parts, left, strict=True)
+        )
 
     before = error(Candidate())
     smoothed = [Candidate(Multiply(multiplier_of(weights, fitted, alpha)), alpha) for alpha in tried.alphas]
